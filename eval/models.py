@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from pydantic import ValidationError
 
-from shared.adapter import Adapter, adapter_kind_for
+from shared.adapter import adapter_kind_for
 from shared.errors import ConfigError, UserError
 from shared.generation.engine import Engine
 from shared.models.loading import read_model_config
@@ -67,7 +67,6 @@ def open_model(
         adapter,
         fingerprint=fingerprint_of_model(model),
         width=adapter.vocabulary.size,  # a padded head has rows that are no tokens
-        accepts_images=_sees(adapter),
     )
     text_config = model.config.get_text_config(decoder=True)
     return Opened(
@@ -113,15 +112,11 @@ def require_images(name: str, options: Mapping[str, Any]) -> None:
             )
         return
     ref = _reference(ModelRef, {"name": name, **options})
-    if not _sees(adapter_kind_for(read_model_config(ref)).open(ref, {})):
+    if not adapter_kind_for(read_model_config(ref)).open(ref, {}).accepts_images:
         raise UserError(
             f"{name} is a text model, and the task shows images. Name a vision-language model (its adapter "
             "must be installed), or set images=removed for the control without images."
         )
-
-
-def _sees(adapter: Adapter) -> bool:
-    return bool(getattr(adapter, "accepts_images", False))  # adapters of text alone need not mention it
 
 
 def _open_server(name: str, options: Mapping[str, Any]) -> Opened:

@@ -25,6 +25,7 @@ class Adapter(Protocol):
 
     fingerprint: str  # of processor, template and preprocessing
     vocabulary: Vocabulary
+    accepts_images: bool  # False: a sample with images is refused
 
     def prompt_tokens(self, sample: Sample) -> int:
         """How many tokens the rendered prompt takes in this model."""

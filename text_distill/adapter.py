@@ -50,6 +50,8 @@ class TextAdapter:
         UserError: template arguments that cannot take effect, no stop token.
     """
 
+    accepts_images = False
+
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,

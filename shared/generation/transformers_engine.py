@@ -37,7 +37,6 @@ class TransformersEngine:
         fingerprint: Identifies the model's weights.
         width: Ids from here on are never sampled: those that the other model of a pair does not have.
         excluded_ids: Further ids that are never sampled, such as image placeholders and padding.
-        accepts_images: Whether the adapter encodes images.
     """
 
     returns_token_ids = True
@@ -50,12 +49,11 @@ class TransformersEngine:
         fingerprint: str,
         width: int | None = None,
         excluded_ids: Sequence[int] = (),
-        accepts_images: bool = False,
     ) -> None:
         stop_ids = tuple(adapter.vocabulary.stop_ids)
         unusable = [i for i in stop_ids if i in set(excluded_ids) or (width is not None and i >= width)]
         assert not unusable, f"stop ids {unusable} can never be sampled (width {width})"
-        self.accepts_images = accepts_images
+        self.accepts_images = adapter.accepts_images
         self._model = model
         self._adapter = adapter
         self._width = width

@@ -30,6 +30,13 @@ SAMPLED = Sampling(max_new_tokens=20, temperature=1.0, top_p=0.95, seed=4)
 GREEDY = Sampling(max_new_tokens=20, temperature=0.0)
 
 
+def test_the_adapter_says_whether_images_are_seen():
+    adapter = TextAdapter(tiny_tokenizer())
+    assert TransformersEngine(tiny_llama(), adapter, fingerprint="tiny").accepts_images is False
+    adapter.accepts_images = True
+    assert TransformersEngine(tiny_llama(), adapter, fingerprint="tiny").accepts_images is True
+
+
 def test_response_does_not_depend_on_its_neighbours():
     made = engine(stop_ids=MANY_STOPS)
     together = list(made.generate(requests(), SAMPLED))
