@@ -272,10 +272,41 @@ class ExportConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """The `agreement` evaluation at the end."""
+    """What is measured at the end: `agreement` on held-out prompts, and tasks of `distill-eval`.
 
-    limit: int | None = Field(None, ge=1, description="held-out prompts to use; default all")
+    Tasks are named here and known to the harness, which checks them before the run.
+    """
+
+    limit: int | None = Field(
+        None, ge=1, description="held-out prompts, and questions of a task that sets no limit; default all"
+    )
     examples: int = Field(8, ge=0, description="prompts shown with the three answers in the report")
+    suites: tuple[str, ...] = Field((), description="of tasks, such as code")
+    tasks: tuple[str | dict[str, Any], ...] = Field(
+        (), description="gsm8k, or {name: gsm8k, limit: 50, data: {path: FILE}}"
+    )
+    judge: dict[str, Any] | None = Field(
+        None, description="grades the instruction tasks: {model: server:URL#MODEL, mode: single}"
+    )
+    batch_tokens: int | None = Field(
+        None, ge=1, description="of the tasks' batches; default generation.batch_tokens"
+    )
+    allow_unsafe_execution: bool = Field(
+        False, description="run programs that a model wrote even where nothing isolates them"
+    )
+
+    @model_validator(mode="after")
+    def _all_has_effect(self) -> EvaluationConfig:
+        if not self.suites and not self.tasks:
+            _refuse_idle(
+                self,
+                "judge",
+                "batch_tokens",
+                "allow_unsafe_execution",
+                because="without evaluation.tasks or suites",
+                instead="name tasks",
+            )
+        return self
 
 
 class RunConfig(Section):
