@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from eval.models import Opened, open_model, require_images
 from eval.runner import predict, prepare
 from eval.scoring import sandbox_maker, score_task
 from eval.settings import TaskSettings, nested
-from eval.suites import Registry
+from eval.suites import Job, Registry
 from eval.task import Task
 from shared.durable import write_atomically
 from shared.errors import StoreError, UserError
@@ -59,17 +59,41 @@ def evaluate(
     if any(job.task.images and job.settings.images == "shown" for job in jobs):
         require_images(model, options)
     folder = output or Path("evaluations") / slug(model)
+
+    def opened() -> Opened:
+        speaker.stage(f"Asking {model}")
+        return open_model(model, options, dtype=dtype, device=device)
+
+    results = run_jobs(jobs, folder, opened, sandbox, batch_tokens=batch_tokens, speaker=speaker)
     tasks = {job.task.name: job.task for job in jobs}
+    show_scores(results, tasks, speaker)
+    speaker.say(f"Records and scores are in {folder}")
+    return results
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    folder: Path,
+    opened: Callable[[], Opened],
+    sandbox: Callable[[], Any],
+    *,
+    batch_tokens: int,
+    speaker: Speaker,
+) -> Scores:
+    """Read the data, open the model, ask it everything, let it go, score.
+
+    Raises:
+        UserError: data that cannot be used, a folder of another model or of other settings.
+    """
     with _alone_in(folder):
         prepared = [prepare(job, folder) for job in jobs]
-        speaker.stage(f"Asking {model}")
-        opened = open_model(model, options, dtype=dtype, device=device)
-        _pin_model(folder, opened)
+        model = opened()
+        _pin_model(folder, model)
         for each in prepared:
-            predict(each, opened, batch_tokens=batch_tokens, speaker=speaker)
-        del opened  # a judge may need its memory
+            predict(each, model, batch_tokens=batch_tokens, speaker=speaker)
+        del model  # a judge may need its memory
         speaker.stage("Scoring")
-        results = {
+        return {
             each.job.task.name: score_task(
                 each.folder,
                 each.job.task,
@@ -80,9 +104,6 @@ def evaluate(
             )
             for each in prepared
         }
-    show_scores(results, tasks, speaker)
-    speaker.say(f"Records and scores are in {folder}")
-    return results
 
 
 def score_again(

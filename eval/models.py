@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from pydantic import ValidationError
 
-from shared.adapter import adapter_kind_for
+from shared.adapter import Adapter, adapter_kind_for
 from shared.errors import ConfigError, UserError
 from shared.generation.engine import Engine
 from shared.models.loading import read_model_config
@@ -18,6 +18,7 @@ from shared.types import Request, Response, Sample, Sampling, Usage
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
 
 class Opened(NamedTuple):
@@ -28,6 +29,14 @@ class Opened(NamedTuple):
     prompt_tokens: Callable[[Sample], int]
     context: int | None
     details: Mapping[str, Any]  # what a reader of the figures must know: dtype, device
+    local: Local | None = None  # None behind a server
+
+
+class Local(NamedTuple):
+    """A model in this process, for what needs more of it than replies."""
+
+    model: PreTrainedModel
+    adapter: Adapter
 
 
 def open_model(
@@ -68,13 +77,19 @@ def open_model(
         fingerprint=fingerprint_of_model(model),
         width=adapter.vocabulary.size,  # a padded head has rows that are no tokens
     )
-    text_config = model.config.get_text_config(decoder=True)
+    return opened_local(name, Local(model, adapter), engine)
+
+
+def opened_local(name: str, local: Local, engine: Engine) -> Opened:
+    """A model of this process behind its engine."""
+    model, adapter = local
     return Opened(
         name=name,
         engine=TimedEngine(engine, adapter.prompt_tokens),
         prompt_tokens=adapter.prompt_tokens,
-        context=getattr(text_config, "max_position_embeddings", None),
-        details={"dtype": str(number_format).removeprefix("torch."), "device": where.type},
+        context=getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None),
+        details={"dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type},
+        local=local,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from eval.settings import TaskSettings, merged, nested, task_settings
 from eval.task import Task
 from eval.tasks import TASKS
+from shared.config import EvaluationConfig
 from shared.errors import ConfigError, UserError, unknown_name
 from shared.yaml_text import read_yaml
 
@@ -110,6 +111,32 @@ class Registry:
             jobs.append(Job(task, task_settings(task, settings, source=f"settings of {name}")))
         return jobs
 
+    def of_run(self, evaluation: EvaluationConfig) -> list[Job]:
+        """The tasks of a run's `evaluation:`, each once. Its limit and its judge are for all that take them.
+
+        Raises:
+            UserError: an unknown name, or settings that cannot be used.
+        """
+        source = "evaluation.tasks"
+        wanted: dict[str, dict[str, Any]] = {}
+        for suite in evaluation.suites:
+            wanted |= self._expanded(suite if suite.startswith(SUITE_PREFIX) else SUITE_PREFIX + suite)
+        for name, values in _named_settings(evaluation.tasks, source).items():
+            for member, more in self._expanded(name).items():
+                wanted[member] = merged(wanted.get(member, {}), merged(more, values))
+        tasks = {name: self.task(name) for name in wanted}
+        judged = [name for name, task in tasks.items() if task.judged]
+        if evaluation.judge is not None and not judged:
+            raise ConfigError("no effect of evaluation.judge: none of the tasks takes one. Remove it.")
+        jobs = []
+        for name, task in tasks.items():
+            common: dict[str, Any] = {} if evaluation.limit is None else {"limit": evaluation.limit}
+            if evaluation.judge is not None and name in judged:
+                common["judge"] = evaluation.judge
+            values = merged(common, wanted[name])
+            jobs.append(Job(task, task_settings(task, values, source=f"{source}, {name}")))
+        return jobs
+
     def _expanded(self, name: str) -> Mapping[str, dict[str, Any]]:
         if name.endswith((".yaml", ".yml")):
             return _read_suite(Path(name))
@@ -132,13 +159,18 @@ def _read_suite(path: Path) -> Mapping[str, dict[str, Any]]:
         raise ConfigError(
             f"{path}: a suite is `tasks:` with a list of names, or of `{{name: ..., limit: 100}}`."
         )
+    return _named_settings(entries, str(path))
+
+
+def _named_settings(entries: Sequence[object], where: str) -> dict[str, dict[str, Any]]:
+    """The settings of each entry of a list of tasks, by name."""
     found: dict[str, dict[str, Any]] = {}
     for entry in entries:
         given = {"name": entry} if isinstance(entry, str) else entry
         if not isinstance(given, dict) or not isinstance(given.get("name"), str):
-            raise ConfigError(f"{path}: {entry!r} is no task; write a name, or name: NAME with settings.")
+            raise ConfigError(f"{where}: {entry!r} is no task; write a name, or name: NAME with settings.")
         if given["name"] in found:
-            raise ConfigError(f"{path}: {given['name']} stands twice.")
+            raise ConfigError(f"{where}: {given['name']} stands twice.")
         found[given["name"]] = {key: value for key, value in given.items() if key != "name"}
     return found
 
