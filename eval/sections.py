@@ -107,7 +107,13 @@ def summary_section(
     return Summary(title, tuple(tiles))
 
 
-def comparison_sections(compared: Evaluation, metrics: Mapping[str, Metric]) -> list[Section]:
+def comparison_sections(
+    compared: Evaluation,
+    metrics: Mapping[str, Metric],
+    *,
+    titles: tuple[str, str] = ("Scores", "All figures"),
+    panel_titles: Mapping[str, str] = PANEL_TITLES,
+) -> list[Section]:
     """Bars of all scores, of retention and of the gap closed, and a table with every figure.
 
     Retention has no bars where the teacher's scores are all 1, since it is then the student's score itself.
@@ -115,7 +121,14 @@ def comparison_sections(compared: Evaluation, metrics: Mapping[str, Metric]) -> 
     names = [name for name in metrics if any(name in scores for scores in compared.scores.values())]
     units = dict.fromkeys(metrics[name].unit for name in names)
     panels = [
-        _score_panel(compared, metrics, [n for n in names if metrics[n].unit == unit], unit) for unit in units
+        _score_panel(
+            compared,
+            metrics,
+            [name for name in names if metrics[name].unit == unit],
+            unit,
+            panel_titles.get(unit, unit.capitalize()),
+        )
+        for unit in units
     ]
     count = max((s["n"] for scores in compared.scores.values() for s in scores.values()), default=0)
     if any(compared.scores["teacher"][name]["value"] != 1 for name in compared.retention):
@@ -129,7 +142,7 @@ def comparison_sections(compared: Evaluation, metrics: Mapping[str, Metric]) -> 
         f"Means over up to {count} held-out responses, with 95 % intervals; those of quotients are a paired "
         "bootstrap over prompts. Start is the student before distillation."
     )
-    return [Bars("Scores", tuple(panels), note), _table(compared, metrics, names)]
+    return [Bars(titles[0], tuple(panels), note), _table(compared, metrics, names, titles[1])]
 
 
 def answers_section(
@@ -161,7 +174,7 @@ def _bounds(interval: Interval) -> Bounds:
 
 
 def _score_panel(
-    compared: Evaluation, metrics: Mapping[str, Metric], names: Sequence[str], unit: str
+    compared: Evaluation, metrics: Mapping[str, Metric], names: Sequence[str], unit: str, title: str
 ) -> BarPanel:
     series = []
     for role in ROLES:
@@ -178,7 +191,7 @@ def _score_panel(
     better = {metrics[name].higher_is_better for name in names}
     direction = {True: "higher is better", False: "lower is better"}[better.pop()] if len(better) == 1 else ""
     return BarPanel(
-        PANEL_TITLES.get(unit, unit.capitalize()),
+        title,
         f"{unit}, {direction}" if direction else unit,
         tuple(metrics[name].title for name in names),
         tuple(series),
@@ -194,7 +207,7 @@ def _quotient_panel(
     return BarPanel(title, unit, titles, (BarSeries("student", bars, "student"),), percent=True)
 
 
-def _table(compared: Evaluation, metrics: Mapping[str, Metric], names: Sequence[str]) -> Table:
+def _table(compared: Evaluation, metrics: Mapping[str, Metric], names: Sequence[str], title: str) -> Table:
     rows = [
         (
             metrics[name].title,
@@ -206,7 +219,7 @@ def _table(compared: Evaluation, metrics: Mapping[str, Metric], names: Sequence[
     ]
     columns = ("Metric", "Teacher", "Start", "Student", "Retention", "Gap closed")
     note = "Mean ± standard error; retention and gap closed with their 95 % intervals."
-    return Table("All figures", columns, tuple(rows), note)
+    return Table(title, columns, tuple(rows), note)
 
 
 def _score_text(found: Score | None) -> str | None:
