@@ -37,6 +37,7 @@ from shared.objectives.divergences import skew_kl, skew_reverse_kl
 from shared.objectives.head import Head
 from shared.objectives.objective import build_objective
 from shared.objectives.projection import Projection
+from shared.objectives.signal import Dense
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LARGE_CHUNK = 1024  # rows
@@ -114,9 +115,16 @@ def alphas(gap_R: Tensor, cell_R: Tensor) -> Tensor:
 def run_objective(inputs: Inputs, backend: str) -> None:
     """This project's loss, either backend."""
     output = objective_loss(
-        build_objective("distillm2", {}), *inputs[:5], alphas=alphas, beta=0.5, counts=inputs.counts,
+        build_objective("distillm2", {}),
+        inputs.student_hidden_ND,
+        inputs.student_head,
+        Dense(inputs.teacher_hidden_NE, inputs.teacher_head),
+        inputs.rows,
+        alphas=alphas,
+        beta=0.5,
+        counts=inputs.counts,
         backend=backend,
-    )  # fmt: skip
+    )
     output.loss.backward()
 
 

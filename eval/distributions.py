@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from shared.errors import AlignmentError
-from shared.models.teachers import Signal, Teacher
+from shared.models.teachers import Dense, Teacher
 from shared.types import Group, Response
 
 CHUNK_BYTES = 256 << 20
@@ -46,6 +46,7 @@ def compare_distributions(
     if not responses:
         return []
     p, q = teacher.signal(groups, None), model.signal(groups, None)
+    assert isinstance(p, Dense) and isinstance(q, Dense), "a comparison needs whole distributions"
     _check_alignment(responses, p, q)
     targets_N = torch.tensor([token for r in responses for token in r.token_ids], device=p.hidden_NE.device)
     p.head.check_targets(targets_N)
@@ -54,7 +55,7 @@ def compare_distributions(
     return [ResponseFigures(*part.mean(dim=0).tolist()) for part in parts]
 
 
-def _row_figures(p: Signal, q: Signal, targets_N: Tensor, chunk_bytes: int) -> Tensor:
+def _row_figures(p: Dense, q: Dense, targets_N: Tensor, chunk_bytes: int) -> Tensor:
     """The fields of `ResponseFigures` for every row, (N, 6), in float64 on the CPU."""
     p, q = _in_logits_dtype(p), _in_logits_dtype(q)
     chunk = max(1, chunk_bytes // (LIVE_COPIES * 4 * p.head.vocabulary_size))
@@ -78,7 +79,7 @@ def _row_figures(p: Signal, q: Signal, targets_N: Tensor, chunk_bytes: int) -> T
     return torch.cat(parts)
 
 
-def _in_logits_dtype(signal: Signal) -> Signal:
+def _in_logits_dtype(signal: Dense) -> Dense:
     """Its head in the type that logits are computed in: converted once here, not for every chunk."""
     head = signal.head
     dtype = torch.promote_types(
@@ -88,7 +89,7 @@ def _in_logits_dtype(signal: Signal) -> Signal:
     return signal._replace(head=head)
 
 
-def _check_alignment(responses: Sequence[Response], p: Signal, q: Signal) -> None:
+def _check_alignment(responses: Sequence[Response], p: Dense, q: Dense) -> None:
     tokens = sum(len(response.token_ids) for response in responses)
     counts = (p.hidden_NE.shape[0], q.hidden_NE.shape[0])
     if counts != (tokens, tokens):
@@ -105,6 +106,6 @@ def _check_alignment(responses: Sequence[Response], p: Signal, q: Signal) -> Non
         )
 
 
-def _excluded_ids(signal: Signal) -> list[int]:
+def _excluded_ids(signal: Dense) -> list[int]:
     ids = signal.head.excluded_ids
     return [] if ids is None else sorted(ids.tolist())

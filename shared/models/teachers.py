@@ -10,29 +10,21 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from shared.adapter import Adapter
 from shared.models.heads import causal_lm_of, head_of, hidden_rows
 from shared.models.vocabulary import SharedVocabulary
-from shared.objectives.head import Head
+from shared.objectives.signal import Dense, Signal, Sparse
 from shared.types import Encoded, Group
+
+__all__ = ["Dense", "LocalTeacher", "Signal", "Sparse", "Teacher", "fingerprint_of_model"]
 
 # What a configuration says of where and by what it was written, not of what the model computes.
 VOLATILE_KEYS = frozenset({"_name_or_path", "transformers_version", "use_cache"})
-
-
-class Dense(NamedTuple):
-    """All of the teacher's distribution, as hidden rows and the head that turns them into logits."""
-
-    hidden_NE: Tensor
-    head: Head
-
-
-Signal = Dense
 
 
 class Teacher(Protocol):
@@ -79,7 +71,7 @@ class LocalTeacher(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def signal(self, groups: Sequence[Group], encoded: Encoded | None) -> Signal:
+    def signal(self, groups: Sequence[Group], encoded: Encoded | None) -> Dense:
         """The hidden rows that predict response tokens, and the teacher's head."""
         if encoded is None:
             encoded = self._adapter.encode(groups, layout="separate")

@@ -73,22 +73,27 @@ def nats_and_gradient_(
         scratch: at least K rows.
     """
     scratch = scratch.rows(len(student_KV))
-    slope_KV = None
-    if backward and softcap is not None:
-        assert scratch.softcap_KV is not None
-        # d(c · tanh(x/c))/dx = 1 − (y/c)², and 0 at excluded columns, which the clamp takes to the cap
-        slope_KV = torch.clamp(student_KV, -softcap, softcap, out=scratch.softcap_KV)
-        slope_KV.div_(softcap).square_().neg_().add_(1)
+    slope_KV = softcap_slope(student_KV, softcap, scratch) if backward else None
     log_q_KV = student_KV.sub_(student_lse_K[:, None])
     if kind is RowKind.NLL:
         nats_K = _nll_(log_q_KV, targets_K, backward)
     else:
         assert teacher_KV is not None and teacher_lse_K is not None
         log_p_KV = torch.sub(teacher_KV, teacher_lse_K[:, None], out=scratch.p_KV)
-        nats_K = _divergence_(kind, log_q_KV, log_p_KV, parameter_K[:, None], backward, scratch)
+        nats_K = divergence_and_gradient_(kind, log_q_KV, log_p_KV, parameter_K[:, None], backward, scratch)
     if slope_KV is not None:
         student_KV.mul_(slope_KV)
     return nats_K
+
+
+def softcap_slope(student_KV: Tensor, softcap: float | None, scratch: Scratch) -> Tensor | None:
+    """The derivative of the final soft-cap at its own outputs; None without one."""
+    if softcap is None:
+        return None
+    assert scratch.softcap_KV is not None
+    # d(c · tanh(x/c))/dx = 1 − (y/c)², and 0 at excluded columns, which the clamp takes to the cap
+    slope_KV = torch.clamp(student_KV, -softcap, softcap, out=scratch.softcap_KV)
+    return slope_KV.div_(softcap).square_().neg_().add_(1)
 
 
 def gradient_factor(kind: RowKind, parameter_K: Tensor) -> Tensor | float:
@@ -112,9 +117,13 @@ def _nll_(log_q_KV: Tensor, targets_K: Tensor, backward: bool) -> Tensor:
     return nats_K
 
 
-def _divergence_(
+def divergence_and_gradient_(
     kind: RowKind, log_q_KV: Tensor, log_p_KV: Tensor, share_K1: Tensor, backward: bool, scratch: Scratch
 ) -> Tensor:
+    """Return nats_K, and leave the gradient up to `gradient_factor` in `log_q_KV`; both arguments are used up.
+
+    Any normalised log-probabilities: of a vocabulary, or of a few outcomes.
+    """
     match kind:
         case RowKind.KL:
             return _kl_(log_q_KV, log_p_KV, backward, scratch)

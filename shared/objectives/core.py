@@ -29,6 +29,8 @@ from shared.objectives.plan import (
     RowPlan,
     plan_rows,
 )
+from shared.objectives.signal import Dense, Signal, Sparse
+from shared.objectives.sparse import merged_outcomes
 
 __all__ = ["GlobalCounts", "ObjectiveOutput", "ResponseRows", "objective_loss", "row_nats"]
 
@@ -48,8 +50,7 @@ def objective_loss(
     objective: Objective,
     student_hidden_ND: Tensor,
     student_head: Head,
-    teacher_hidden_NE: Tensor | None,
-    teacher_head: Head | None,
+    signal: Signal | None,
     rows: ResponseRows,
     *,
     alphas: Alphas | None,
@@ -67,8 +68,8 @@ def objective_loss(
         objective: from `build_objective`.
         student_hidden_ND: the student's final hidden states at the response rows.
         student_head: its weight may be frozen, trained or tied to the embedding.
-        teacher_hidden_NE: the teacher's, row by row the same tokens; None where there is no teacher.
-        teacher_head: of the same shared vocabulary as the student's. No gradient ever reaches either.
+        signal: the teacher's, row by row the same tokens, over the same shared vocabulary; None where
+            there is no teacher. No gradient ever reaches it.
         rows: targets, responses, sides, pairs. Empty rows give a loss of 0 that still backpropagates zeros.
         alphas: (gap_R, cell_R) -> alpha_R; needed only by objectives with an α curriculum.
         beta: the weight of the student's side, [0, 1].
@@ -83,7 +84,7 @@ def objective_loss(
     Raises:
         AlignmentError: a target outside the shared vocabulary.
     """
-    assert teacher_head is not None or not objective.needs_teacher, f"{objective.name} needs a teacher"
+    assert signal is not None or not objective.needs_teacher, f"{objective.name} needs a teacher"
     student_head.check_targets(rows.targets_N)
     plan_of = partial(
         _plan_of,
@@ -95,7 +96,7 @@ def objective_loss(
         counts=counts,
         normalization=normalization,
     )
-    models = (student_hidden_ND, student_head, teacher_hidden_NE, teacher_head)
+    models = (student_hidden_ND, student_head, signal)
     if backend == "plain":
         sums = _plain_sum(*models, plan_of, targets_N=rows.targets_N)
     elif objective.is_pairwise or (objective.uses_alpha_curriculum and alpha_needs_gap):
@@ -105,7 +106,7 @@ def objective_loss(
         sums = fused_divergence(*models, planner, targets_N=rows.targets_N, buffer_bytes=buffer_bytes)
     else:
         unseen_N = student_hidden_ND.new_zeros(len(rows.targets_N), dtype=loss_dtype(*models))
-        plan = plan_of(0, len(unseen_N), None if teacher_head is None else unseen_N, unseen_N).rows
+        plan = plan_of(0, len(unseen_N), None if signal is None else unseen_N, unseen_N).rows
         sums = fused_divergence(*models, plan, targets_N=rows.targets_N, buffer_bytes=buffer_bytes)
 
     with torch.no_grad():
@@ -149,23 +150,29 @@ def _divergence(kind: RowKind, student_NV: Tensor, teacher_NV: Tensor, parameter
 def _plain_sum(
     student_hidden_ND: Tensor,
     student_head: Head,
-    teacher_hidden_NE: Tensor | None,
-    teacher_head: Head | None,
+    signal: Signal | None,
     plan_of: Callable[[int, int, Tensor | None, Tensor], ResponsePlan],
     *,
     targets_N: Tensor,
 ) -> DivergenceOutput:
     """As `fused_divergence`, with all logits at once and autograd's gradient."""
     student_logits_NV = student_head.logits(student_hidden_ND)
-    teacher_logits_NV = None
-    if teacher_hidden_NE is not None and teacher_head is not None:
-        assert teacher_head.vocabulary_size == student_head.vocabulary_size, "heads of two vocabularies"
-        with torch.no_grad():
-            teacher_logits_NV = teacher_head.logits(teacher_hidden_NE)
     with torch.no_grad():
         log_q_N = -nll(student_logits_NV, targets_N)
-        log_p_N = None if teacher_logits_NV is None else -nll(teacher_logits_NV, targets_N)
+        match signal:
+            case Dense(hidden_NE, head):
+                assert head.vocabulary_size == student_head.vocabulary_size, "heads of two vocabularies"
+                teacher_logits_NV: Tensor | None = head.logits(hidden_NE)
+                log_p_N: Tensor | None = -nll(teacher_logits_NV, targets_N)
+            case Sparse():
+                log_p_N = signal.target_log_p_N
+            case None:
+                teacher_logits_NV = log_p_N = None
         plan = plan_of(0, len(targets_N), log_p_N, log_q_N).rows
+    if isinstance(signal, Sparse):  # outcomes take the place of the vocabulary
+        student_logits_NV, teacher_logits_NV, targets_N = merged_outcomes(
+            student_logits_NV, signal, targets_N
+        )
     nats_N = row_nats(student_logits_NV, teacher_logits_NV, targets_N, plan)
     return DivergenceOutput((plan.weight_N * nats_N).sum(), nats_N.detach(), log_p_N, log_q_N)
 

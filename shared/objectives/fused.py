@@ -24,6 +24,8 @@ from shared.objectives.closed_form import Scratch, gradient_factor, log_sum_exp,
 from shared.objectives.head import Head, exact_dtype
 from shared.objectives.plan import RowKind, RowPlan
 from shared.objectives.projection import Projection
+from shared.objectives.signal import Dense, Signal, Sparse
+from shared.objectives.sparse import sparse_nats_and_gradient_
 
 
 class RowPlanner(NamedTuple):
@@ -49,8 +51,7 @@ class DivergenceOutput(NamedTuple):
 def fused_divergence(
     student_hidden_ND: Tensor,
     student_head: Head,
-    teacher_hidden_NE: Tensor | None,
-    teacher_head: Head | None,
+    signal: Signal | None,
     plan: RowPlan | RowPlanner,
     *,
     targets_N: Tensor,
@@ -65,8 +66,8 @@ def fused_divergence(
     Args:
         student_hidden_ND: final hidden states at the rows.
         student_head: of the shared vocabulary.
-        teacher_hidden_NE: the teacher's at the same rows; None where every row is an nll.
-        teacher_head: of the same shared vocabulary.
+        signal: the teacher's, at the same rows and over the same shared vocabulary: hidden states and
+            head, or a few outcomes a row. None where every row is an nll.
         plan: kind, parameter and weight of each row, or how to find them.
         targets_N: the token that each row predicts, inside the shared vocabulary.
         buffer_bytes: for the buffers of a chunk; default 96 MiB on a CPU, 768 MiB on a GPU.
@@ -77,8 +78,7 @@ def fused_divergence(
         work = _Work(
             student_hidden_ND,
             student_head,
-            teacher_hidden_NE,
-            teacher_head,
+            signal,
             targets_N,
             needs_gradient=needs_gradient,
             buffer_bytes=buffer_bytes,
@@ -90,16 +90,14 @@ def fused_divergence(
     return DivergenceOutput(total, work.nats_N, work.log_p_N, work.log_q_N)
 
 
-def loss_dtype(
-    student_hidden_ND: Tensor,
-    student_head: Head,
-    teacher_hidden_NE: Tensor | None,
-    teacher_head: Head | None,
-) -> torch.dtype:
+def loss_dtype(student_hidden_ND: Tensor, student_head: Head, signal: Signal | None) -> torch.dtype:
     """The type of logits and loss: float64 where anything is, else float32."""
     tensors = [student_hidden_ND, student_head.weight_VD]
-    if teacher_hidden_NE is not None and teacher_head is not None:
-        tensors += [teacher_hidden_NE, teacher_head.weight_VD]
+    match signal:
+        case Dense():
+            tensors += [signal.hidden_NE, signal.head.weight_VD]
+        case Sparse():
+            tensors.append(signal.log_p_NJ)
     return exact_dtype(*tensors)
 
 
@@ -141,8 +139,7 @@ class _Work:
         self,
         student_hidden_ND: Tensor,
         student_head: Head,
-        teacher_hidden_NE: Tensor | None,
-        teacher_head: Head | None,
+        signal: Signal | None,
         targets_N: Tensor,
         *,
         needs_gradient: Sequence[bool],
@@ -150,23 +147,24 @@ class _Work:
     ) -> None:
         self.targets_N = targets_N
         self.rows, vocabulary = len(targets_N), student_head.vocabulary_size
-        has_teacher = teacher_hidden_NE is not None and teacher_head is not None
-        dtype = loss_dtype(student_hidden_ND, student_head, teacher_hidden_NE, teacher_head)
+        dtype = loss_dtype(student_hidden_ND, student_head, signal)
         intermediates = 4 if student_head.softcap is not None else 3
         self.sizes = chunk_sizes(
             self.rows,
             vocabulary * dtype.itemsize,
-            models=2 if has_teacher else 1,
+            models=2 if isinstance(signal, Dense) else 1,
             intermediates=intermediates,
             on_cpu=student_hidden_ND.device.type == "cpu",
             buffer_bytes=buffer_bytes,
         )
 
         self.student = Projection(student_hidden_ND, student_head, rows=self.sizes.chunk, dtype=dtype)
-        self.teacher = None
-        if teacher_hidden_NE is not None and teacher_head is not None:
-            assert teacher_head.vocabulary_size == vocabulary, "heads of two vocabularies"
-            self.teacher = Projection(teacher_hidden_NE, teacher_head, rows=self.sizes.chunk, dtype=dtype)
+        self.teacher = self.sparse = None
+        if isinstance(signal, Dense):
+            assert signal.head.vocabulary_size == vocabulary, "heads of two vocabularies"
+            self.teacher = Projection(*signal, rows=self.sizes.chunk, dtype=dtype)
+        elif signal is not None:
+            self.sparse = Sparse(signal.ids_NJ, *(tensor.to(dtype) for tensor in signal[1:]))
         self.softcap = student_head.softcap
         p_KV, a_KV, b_KV, *softcap_KV = (
             student_hidden_ND.new_empty(self.sizes.slice, vocabulary, dtype=dtype)
@@ -179,8 +177,11 @@ class _Work:
 
         self.total = student_hidden_ND.new_zeros((), dtype=dtype)
         self.nats_N, self.log_q_N, self.student_lse_N = per_row(), per_row(), per_row()
-        self.log_p_N = per_row() if has_teacher else None
-        self.teacher_lse_N = per_row() if has_teacher else None
+        self.log_p_N = self.teacher_lse_N = None
+        if self.teacher is not None:
+            self.log_p_N, self.teacher_lse_N = per_row(), per_row()
+        elif self.sparse is not None:
+            self.log_p_N = self.sparse.target_log_p_N
         leaves = (student_hidden_ND, student_head.weight_VD, student_head.bias_V)
         self.gradients = _Gradients(
             *(
@@ -253,18 +254,25 @@ class _Work:
             if not measured:  # here the rows are in cache for what follows
                 self._measure(student_CV, teacher_CV, chunk, first, last)
             rows = slice(chunk.start + first, chunk.start + last)
-            self.nats_N[rows] = nats_and_gradient_(
-                kind,
-                student_CV[first:last],
-                None if teacher_CV is None else teacher_CV[first:last],
-                student_lse_K=self.student_lse_N[rows],
-                teacher_lse_K=None if self.teacher_lse_N is None else self.teacher_lse_N[rows],
-                targets_K=self.targets_N[rows],
-                parameter_K=plan.parameter_N[first:last],
-                backward=backward,
-                softcap=self.softcap,
-                scratch=self.scratch,
-            )
+            student_KV = student_CV[first:last]
+            options: dict[str, Any] = {
+                "student_lse_K": self.student_lse_N[rows],
+                "targets_K": self.targets_N[rows],
+                "parameter_K": plan.parameter_N[first:last],
+                "backward": backward,
+                "softcap": self.softcap,
+                "scratch": self.scratch,
+            }
+            if self.sparse is not None and kind is not RowKind.NLL:
+                sparse_K = Sparse(*(column_N[rows] for column_N in self.sparse))
+                nats_K = sparse_nats_and_gradient_(kind, student_KV, sparse_K, **options)
+            else:
+                teacher_KV = None if teacher_CV is None else teacher_CV[first:last]
+                teacher_lse_K = None if self.teacher_lse_N is None else self.teacher_lse_N[rows]
+                nats_K = nats_and_gradient_(
+                    kind, student_KV, teacher_KV, teacher_lse_K=teacher_lse_K, **options
+                )
+            self.nats_N[rows] = nats_K
         self.total += torch.dot(plan.weight_N, self.nats_N[slice(*chunk)])
         if hidden_ND is not None:
             self.student.hidden_gradient(student_CV, scale_C, out=hidden_ND[slice(*chunk)])

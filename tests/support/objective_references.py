@@ -11,6 +11,7 @@ from torch import Tensor
 from shared.objectives.core import GlobalCounts, ResponseRows
 from shared.objectives.head import Head
 from shared.objectives.objective import SIDES
+from shared.objectives.signal import Dense
 
 DIVERGENCE_CASES: list[tuple[str, dict[str, Any]]] = [
     ("kl", {}),
@@ -74,6 +75,12 @@ class Batch(NamedTuple):
     teacher_hidden_NE: Tensor
     teacher_head: Head
     rows: ResponseRows
+
+    @property
+    def arguments(self) -> tuple[Tensor, Head, Dense, ResponseRows]:
+        """What `objective_loss` gets of it."""
+        signal = Dense(self.teacher_hidden_NE, self.teacher_head)
+        return self.student_hidden_ND, self.student_head, signal, self.rows
 
     @property
     def counts(self) -> GlobalCounts:

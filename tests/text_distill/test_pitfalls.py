@@ -136,11 +136,11 @@ def test_only_response_rows_reach_a_head_and_no_models_own(tmp_path, monkeypatch
     seen = []
     original = distiller.objective_loss
 
-    def spied(objective, student_hidden_ND, student_head, teacher_hidden_NE, *args, **kwargs):
-        assert student_hidden_ND.ndim == teacher_hidden_NE.ndim == 2
-        assert len(student_hidden_ND) == len(teacher_hidden_NE)
+    def spied(objective, student_hidden_ND, student_head, signal, *args, **kwargs):
+        assert student_hidden_ND.ndim == signal.hidden_NE.ndim == 2
+        assert len(student_hidden_ND) == len(signal.hidden_NE)
         seen.append(len(student_hidden_ND))
-        return original(objective, student_hidden_ND, student_head, teacher_hidden_NE, *args, **kwargs)
+        return original(objective, student_hidden_ND, student_head, signal, *args, **kwargs)
 
     monkeypatch.setattr(distiller, "objective_loss", spied)
     monkeypatch.setattr(Run, "_show_answers", lambda *_, **__: None)  # generation is the head's own business

@@ -52,7 +52,7 @@ def loss_of(
         **BACKEND,
         **options,
     }
-    return objective_loss(build_objective(name, parameters or {}), *batch, **settings)
+    return objective_loss(build_objective(name, parameters or {}), *batch.arguments, **settings)
 
 
 def batch_for(name: str, **options: Any) -> Batch:
@@ -242,7 +242,6 @@ def test_without_a_teacher(name: str) -> None:
         objective,
         batch.student_hidden_ND,
         batch.student_head,
-        None,
         None,
         batch.rows,
         alphas=None,

@@ -17,6 +17,7 @@ from shared.objectives.fused import fused_divergence
 from shared.objectives.head import Head
 from shared.objectives.objective import OBJECTIVES, build_objective
 from shared.objectives.plan import RowKind, RowPlan
+from shared.objectives.signal import Dense
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")  # a buffer resized by mistake only warns
 
@@ -73,7 +74,7 @@ def loss_of(
     batch: Batch, name: str, parameters: dict[str, Any] | None = None, **options: Any
 ) -> ObjectiveOutput:
     settings = {"alphas": grading_alphas, "beta": 0.6, "counts": batch.counts, **options}
-    return objective_loss(build_objective(name, parameters or {}), *batch, **settings)
+    return objective_loss(build_objective(name, parameters or {}), *batch.arguments, **settings)
 
 
 def assert_same(batch: Batch, name: str, parameters: dict[str, Any] | None = None, **options: Any) -> None:
@@ -190,7 +191,9 @@ def test_every_row_may_have_its_own_kind_and_parameter() -> None:
         torch.randn(rows, generator=generator, dtype=torch.float64),
     )
     plan.parameter_N[plan.kind_N == RowKind.JSD] = 0.3
-    fused = fused_divergence(*batch[:4], plan, targets_N=batch.rows.targets_N, buffer_bytes=40 * 19 * 8)
+    fused = fused_divergence(
+        *batch.arguments[:3], plan, targets_N=batch.rows.targets_N, buffer_bytes=40 * 19 * 8
+    )
     reference = row_nats(
         batch.student_head.logits(batch.student_hidden_ND),
         batch.teacher_head.logits(batch.teacher_hidden_NE),
@@ -216,7 +219,7 @@ def test_extreme_logits(kind: RowKind, dtype: torch.dtype) -> None:
         torch.full((3,), int(kind)), torch.full((3,), 0.1, dtype=dtype), torch.ones(3, dtype=dtype)
     )
     targets = torch.tensor([0, 1, 3])
-    output = fused_divergence(student, head, teacher, head, plan, targets_N=targets)
+    output = fused_divergence(student, head, Dense(teacher, head), plan, targets_N=targets)
     expected = row_nats(student, teacher, targets, plan)
     torch.testing.assert_close(output.nats_N, expected.detach(), rtol=1e-6, atol=1e-6)
     (ours,) = torch.autograd.grad(output.total, student)
