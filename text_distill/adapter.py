@@ -8,14 +8,19 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-
-from shared.errors import AlignmentError, UserError
+from shared.errors import UserError
+from shared.models.chat_template import (
+    chat_of,
+    check_response,
+    refuse_idle_arguments,
+    render_chat,
+    turn_end_id,
+    with_system_prompt,
+)
 from shared.models.loading import (
     generation_eos_ids,
     load_causal_lm,
@@ -25,15 +30,12 @@ from shared.models.loading import (
 )
 from shared.models.references import ModelRef
 from shared.models.vocabulary import Vocabulary
-from shared.types import Encoded, Group, Layout, Message, Sample, TextPart
+from shared.types import Encoded, Group, Layout, Message, Sample
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-TEMPLATE_INPUTS = frozenset({"tools", "documents"})  # of a chat, as opposed to settings of the rendering
 
 
 class TextAdapter:
@@ -65,8 +67,13 @@ class TextAdapter:
         self._system_prompt = system_prompt
         self._template_arguments = dict(template_arguments or {})
         self._takes_position_ids = takes_position_ids
-        _refuse_idle_arguments(tokenizer, self._template_arguments)
-        turn_end = _turn_end_id(tokenizer, self._template_arguments)
+        refuse_idle_arguments(
+            self._template_arguments,
+            tokenizer.get_chat_template(),
+            inspect.signature(tokenizer.apply_chat_template).parameters,
+            tokenizer.name_or_path,
+        )
+        turn_end = turn_end_id(tokenizer, lambda chat: self._render(chat, generate=False))
         self._turn_end = tokenizer.eos_token_id if turn_end is None else turn_end
         more_stops = stop_ids if turn_end is None else (*stop_ids, turn_end)
         self.vocabulary = Vocabulary.of(tokenizer, stop_ids=more_stops)
@@ -89,21 +96,8 @@ class TextAdapter:
                 f"sample {sample.id!r} ({sample.source}) has images, and this is a text model. "
                 "Use distill-vlm, or remove the images."
             )
-        messages = sample.messages
-        if self._system_prompt is not None and messages[0].role != "system":
-            messages = (Message("system", (TextPart(self._system_prompt),)), *messages)
-        try:
-            return self._tokenizer.apply_chat_template(  # type: ignore[return-value]
-                [{"role": message.role, "content": message.text} for message in messages],
-                add_generation_prompt=True,
-                tokenize=False,
-                **self._template_arguments,
-            )
-        except (jinja2.TemplateError, TypeError) as error:  # the second: what a template's own code runs into
-            raise UserError(
-                f"sample {sample.id!r} ({sample.source}): the model's chat template refuses it: {error}. "
-                "Change the chat, or give the model another `chat_template`."
-            ) from None
+        messages = with_system_prompt(sample.messages, self._system_prompt)
+        return render_chat(sample, lambda: self._render(messages, generate=True))
 
     def prompt_ids(self, sample: Sample) -> list[int]:
         """The prompt's token ids."""
@@ -151,7 +145,9 @@ class TextAdapter:
 
         for group in groups:
             for response in group.responses:
-                self._check_response(group.sample, response.token_ids)
+                check_response(
+                    group.sample, response.token_ids, self.vocabulary, self._tokenizer.name_or_path
+                )
         encoded = lay_out(
             [self.prompt_ids(group.sample) for group in groups],
             [[response.token_ids for response in group.responses] for group in groups],
@@ -169,16 +165,10 @@ class TextAdapter:
         pad = self._tokenizer.pad_token_id
         return self.vocabulary.stop_ids[0] if pad is None else pad  # masked out, so any id serves
 
-    def _check_response(self, sample: Sample, token_ids: Sequence[int]) -> None:
-        if not token_ids:
-            raise AlignmentError(f"sample {sample.id!r}: a response has no tokens, so no row predicts it.")
-        foreign = [index for index in token_ids if self.vocabulary.token(index) is None]
-        if foreign:
-            raise AlignmentError(
-                f"sample {sample.id!r}: a response holds token id {foreign[0]}, and the tokenizer of "
-                f"{self._tokenizer.name_or_path!r} has no such token ({self.vocabulary.size} ids). "
-                "Teacher and student need the same tokenizer."
-            )
+    def _render(self, messages: Sequence[Message], *, generate: bool) -> str:
+        return self._tokenizer.apply_chat_template(  # type: ignore[return-value]
+            chat_of(messages), add_generation_prompt=generate, tokenize=False, **self._template_arguments
+        )
 
 
 class TextAdapterKind:
@@ -222,30 +212,3 @@ def _takes_position_ids(model_config: Mapping[str, object]) -> bool:
         return True
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(CONFIG_MAPPING[model_type], None)
     return model_class is None or "position_ids" in inspect.signature(model_class.forward).parameters
-
-
-def _refuse_idle_arguments(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) -> None:
-    template = tokenizer.get_chat_template()
-    own = set(inspect.signature(tokenizer.apply_chat_template).parameters) - TEMPLATE_INPUTS
-    idle = [name for name in arguments if name in own or not re.search(rf"\b{re.escape(name)}\b", template)]
-    if idle:
-        raise UserError(
-            f"template_arguments {', '.join(map(repr, idle))}: not read by the chat template of "
-            f"{tokenizer.name_or_path!r}, or not for a run to set. Remove them, or correct their spelling."
-        )
-
-
-def _turn_end_id(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) -> int | None:
-    """The first special token that the template writes after an assistant's words, where there is one.
-
-    Base models often keep their end-of-text token as `eos_token` while the template ends turns with another.
-    """
-    marker = "turn"
-    messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": marker}]
-    try:
-        rendered = str(tokenizer.apply_chat_template(messages, tokenize=False, **arguments))
-    except (jinja2.TemplateError, TypeError):
-        return None  # a template that refuses this little chat may still take real ones
-    special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
-    after = tokenizer(rendered.rpartition(marker)[2], add_special_tokens=False)["input_ids"]
-    return next((index for index in after if index in special), None)
