@@ -53,6 +53,17 @@ def plan_round(
     )
 
 
+def fill(ordered: Sequence[int], tokens: Sequence[int], budget: int) -> list[list[int]]:
+    """Cut indices, ascending by their tokens, into runs of at most `budget` padded tokens, or of one."""
+    groups: list[list[int]] = []
+    for index in ordered:  # ascending, so the newcomer is the longest of its group
+        if groups and (len(groups[-1]) + 1) * tokens[index] <= budget:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
 def padding_share(steps: Sequence[Step], tokens: Sequence[int], used: Sequence[int], sequences: int) -> float:
     """The share of padded positions in a plan; `used` are the real tokens of each pair."""
     counted = [m.pairs for step in steps for process in step.by_process for m in process if m.counts]
@@ -63,7 +74,7 @@ def padding_share(steps: Sequence[Step], tokens: Sequence[int], used: Sequence[i
 def _plan_step(batch: Sequence[int], tokens: Sequence[int], budget: int, processes: int) -> Step:
     # similar lengths together: little padding; ties by index, so that the plan is reproducible
     ordered = sorted(batch, key=lambda i: (tokens[i], i))
-    micro_batches = [MicroBatch(tuple(pairs)) for pairs in _fill(ordered, tokens, budget)]
+    micro_batches = [MicroBatch(tuple(pairs)) for pairs in fill(ordered, tokens, budget)]
     per_process = math.ceil(len(micro_batches) / processes)
     # split the fullest ones before resorting to uncounted fillers
     while len(micro_batches) < per_process * processes:
@@ -75,13 +86,3 @@ def _plan_step(batch: Sequence[int], tokens: Sequence[int], budget: int, process
         half = len(pairs) // 2
         micro_batches[largest : largest + 1] = [MicroBatch(pairs[:half]), MicroBatch(pairs[half:])]
     return Step(tuple(tuple(micro_batches[p::processes]) for p in range(processes)))
-
-
-def _fill(ordered: Sequence[int], tokens: Sequence[int], budget: int) -> list[list[int]]:
-    groups: list[list[int]] = []
-    for index in ordered:  # ascending, so the newcomer is the longest of its group
-        if groups and (len(groups[-1]) + 1) * tokens[index] <= budget:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups
