@@ -88,7 +88,7 @@ def run_jobs(
     with _alone_in(folder):
         prepared = [prepare(job, folder) for job in jobs]
         model = opened()
-        _pin_model(folder, model)
+        pin_model(folder, model)
         for each in prepared:
             predict(each, model, batch_tokens=batch_tokens, speaker=speaker)
         del model  # a judge may need its memory
@@ -195,7 +195,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def _pin_model(folder: Path, opened: Opened) -> None:
+def pin_model(folder: Path, opened: Opened) -> None:
     """A folder is one model's."""
     path = folder / "model.json"
     wanted = {"name": opened.name, "fingerprint": opened.engine.fingerprint, **opened.details}

@@ -1,14 +1,16 @@
-"""What does a run's evaluation measure? Teacher, start and student on held-out prompts, by `agreement`."""
+"""What does a run's evaluation measure? Teacher, start and student, by `agreement` and by tasks."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import PreTrainedModel
 
-from eval.sections import answers_section, comparison, comparison_sections, summary_section
+from eval.models import Local
+from eval.run_tasks import Comparison, ask, compare_tasks
+from eval.sections import Evaluation, answers_section, comparison, comparison_sections, summary_section
 from eval.tasks.agreement import METRICS, Agreement, agreement, micro_batches
 from shared.data.pairs import make_groups
 from shared.durable import write_atomically
@@ -28,16 +30,19 @@ HEADLINES = ("kl_teacher_model", "top1_agreement", "expected_acceptance", "rouge
 def evaluate_run(run: Run) -> Outcome:
     """Compare the exported student, and the student before distillation, with the teacher.
 
-    Responses are stores below `evaluation/`, so an interrupted evaluation goes on where it was.
+    Then the tasks that the configuration names. Responses are stores below `evaluation/`, so an interrupted
+    evaluation goes on where it was.
     """
     session = run.session
     samples = session.heldout_samples[: run.config.evaluation.limit]
     ids = {sample.id for sample in samples}
     teacher_groups = [group for group in run.heldout_groups if group.sample.id in ids]
     folder = run.workspace.folder / "evaluation"
+    teacher = session.teacher_engine()
     greedy: dict[RoleName, list[Response]] = {
-        "teacher": _responses(run, session.teacher_engine(), samples, "teacher", "greedy")
+        "teacher": _responses(run, teacher, samples, "teacher", "greedy")
     }
+    ask(run, "teacher", Local(session.models.teacher, session.models.teacher_adapter), teacher)
     records: dict[RoleName, Agreement] = {}
     models: dict[RoleName, Callable[[], PreTrainedModel]] = {
         "start": session.start_model,
@@ -54,6 +59,7 @@ def evaluate_run(run: Run) -> Outcome:
         )
         lines = "".join(json.dumps(record.row()) + "\n" for record in records[name].records)
         write_atomically(folder / f"{name}.jsonl", lines)
+        ask(run, name, Local(model, session.models.student_adapter), engine)
 
     compared = comparison(
         METRICS,
@@ -63,15 +69,29 @@ def evaluate_run(run: Run) -> Outcome:
     )
     write_atomically(folder / "scores.json", json.dumps(compared.data(), indent=1))
     shown = samples[: run.config.evaluation.examples]
+    tasks = compare_tasks(run)
     return Outcome(
-        data=compared.data(),
+        data=compared.data() if tasks is None else _together(compared, tasks),
         sections=(
+            *(tasks.sections if tasks else ()),
             summary_section(compared, METRICS, HEADLINES),
             *([answers_section(shown, greedy)] if shown else []),
             *comparison_sections(compared, METRICS),
         ),
-        figures=_figures(records["start"], records["student"]),
+        figures=[*(tasks.figures if tasks else ()), *_figures(records["start"], records["student"])],
     )
+
+
+def _together(agreement: Evaluation, tasks: Comparison) -> dict[str, Any]:
+    """One entry of report.json for both: tasks' metrics are named TASK/METRIC, agreement's have no task."""
+    data, more = agreement.data(), tasks.compared.evaluations["student"].data()
+    data["scores"] = {role: {**scores, **more["scores"][role]} for role, scores in data["scores"].items()}
+    for name in ("retention", "gap_closed", "difference"):
+        data[name] = {**data[name], **more[name]}
+    return {
+        **data,
+        "tasks": {name: dict(tasks.compared.runs[0].pinned[name]) for name in tasks.compared.tasks},
+    }
 
 
 def _responses(

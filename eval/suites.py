@@ -130,10 +130,11 @@ class Registry:
             raise ConfigError("no effect of evaluation.judge: none of the tasks takes one. Remove it.")
         jobs = []
         for name, task in tasks.items():
-            common: dict[str, Any] = {} if evaluation.limit is None else {"limit": evaluation.limit}
-            if evaluation.judge is not None and name in judged:
+            common: dict[str, Any] = {"limit": evaluation.limit, "max_new_tokens": evaluation.max_new_tokens}
+            if name in judged:
                 common["judge"] = evaluation.judge
-            values = merged(common, wanted[name])
+            given = {key: value for key, value in common.items() if value is not None}
+            values = merged(given, wanted[name])
             jobs.append(Job(task, task_settings(task, values, source=f"{source}, {name}")))
         return jobs
 

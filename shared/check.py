@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from shared.config import PromptSource, RunConfig
 from shared.data.run_prompts import load_run_prompts
@@ -79,8 +80,12 @@ def smoke_config(config: RunConfig) -> RunConfig:
         per_source = max(1, limit // len(sources))
         return tuple(s.model_copy(update={"limit": min(s.limit or per_source, per_source)}) for s in sources)
 
+    def short(task: str | dict[str, Any]) -> dict[str, Any]:
+        given = {"name": task} if isinstance(task, str) else task
+        return {**given, "limit": SMOKE_HELDOUT, "max_new_tokens": SMOKE_TOKENS}
+
     prompts, generation, training = config.prompts, config.generation, config.training
-    prune = config.student.prune
+    prune, evaluation = config.student.prune, config.evaluation
     small = {
         "name": f"{config.name}-smoke",
         "output": f"{config.folder}-smoke",
@@ -99,6 +104,15 @@ def smoke_config(config: RunConfig) -> RunConfig:
                 "pairs_per_step": min(training.pairs_per_step, SMOKE_PROMPTS // 2),
                 "evaluate_steps": training.evaluate_steps and 1,
             }
+        ),
+        "evaluation": evaluation.model_copy(
+            update={
+                "limit": SMOKE_HELDOUT,
+                "max_new_tokens": SMOKE_TOKENS,
+                "tasks": tuple(map(short, evaluation.tasks)),
+            }
+            if evaluation.tasks or evaluation.suites
+            else {}
         ),
         "student": config.student.model_copy(
             update={"prune": prune.model_copy(update={"calibration_prompts": 2})}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Generic, NamedTuple, NoReturn, Type
 
 import typer
 
-from shared.config import RunConfig
+from shared.config import EvaluationConfig, RunConfig
 from shared.config_files import load_config
 from shared.durable import write_atomically
 from shared.errors import UserError, out_of_disk, unknown_name
@@ -37,6 +37,12 @@ _QUIET_LIBRARIES = {
 Config = TypeVar("Config", bound=RunConfig)
 
 
+def _no_tasks(evaluation: EvaluationConfig, starting: bool) -> None:
+    del starting
+    if evaluation.tasks or evaluation.suites:
+        raise UserError("evaluation.tasks and suites: this program evaluates no tasks. Remove them.")
+
+
 class Modality(NamedTuple, Generic[Config]):
     """What a package adds to the shared commands."""
 
@@ -46,6 +52,8 @@ class Modality(NamedTuple, Generic[Config]):
     config_class: type[Config]
     kind: Callable[[], AdapterKind]
     evaluate: Callable[[], Evaluate]
+    # raises UserError; the second argument: the run is about to start, so data may be fetched
+    check_evaluation: Callable[[EvaluationConfig, bool], None] = _no_tasks
 
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; `init` writes one to edit.")]
@@ -108,7 +116,9 @@ def build_app(modality: Modality[Config]) -> typer.Typer:
         """Check a configuration and its prompt files; loads no model."""
         from shared.check import check_config
 
-        facts = check_config(read(config, overrides))
+        checked = read(config, overrides)
+        facts = check_config(checked)
+        modality.check_evaluation(checked.evaluation, False)
         if as_json:
             typer.echo(json.dumps(facts, indent=1))
             return
@@ -125,6 +135,7 @@ def build_app(modality: Modality[Config]) -> typer.Typer:
         if smoke:
             config = smoke_config(config)
         check_config(config)
+        modality.check_evaluation(config.evaluation, True)
         speaker = Speaker(quiet=os.environ.get("RANK", "0") != "0")  # a launcher numbers its processes
         speaker.say(f"{config.name} → {config.folder}")
         try:

@@ -125,12 +125,30 @@ class PromptSource(Section):
     shuffle: bool = False
 
 
+class ImagesConfig(Section):
+    """What is refused of the images in prompts, before it is read or decoded."""
+
+    allow_remote: bool = Field(False, description="fetch the images that rows name by http(s) URL")
+    timeout_s: float = Field(20.0, gt=0, description="for one image of the web")
+    max_bytes: int = Field(64 * 2**20, ge=1, description="of the encoded file")
+    max_pixels: int = Field(64_000_000, ge=1, le=178_956_970, description="at most where Pillow stops")
+
+    @model_validator(mode="after")
+    def _all_has_effect(self) -> ImagesConfig:
+        if not self.allow_remote:
+            _refuse_idle(
+                self, "timeout_s", because="without allow_remote: true", instead="set allow_remote: true"
+            )
+        return self
+
+
 class PromptsConfig(Section):
     """What is asked: for training, and held out to measure."""
 
     train: tuple[PromptSource, ...] = Field(min_length=1)
     heldout: tuple[PromptSource, ...] = Field(min_length=1)
     over_length: Literal["fail", "drop"] = Field("fail", description="prompts that do not fit the context")
+    images: ImagesConfig = ImagesConfig()
 
 
 class GenerationConfig(Section):
@@ -288,6 +306,7 @@ class EvaluationConfig(Section):
     judge: dict[str, Any] | None = Field(
         None, description="grades the instruction tasks: {model: server:URL#MODEL, mode: single}"
     )
+    max_new_tokens: int | None = Field(None, ge=1, description="of a task that sets none; default its own")
     batch_tokens: int | None = Field(
         None, ge=1, description="of the tasks' batches; default generation.batch_tokens"
     )
@@ -301,6 +320,7 @@ class EvaluationConfig(Section):
             _refuse_idle(
                 self,
                 "judge",
+                "max_new_tokens",
                 "batch_tokens",
                 "allow_unsafe_execution",
                 because="without evaluation.tasks or suites",

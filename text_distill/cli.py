@@ -9,6 +9,7 @@ from text_distill.config import TextRunConfig
 
 if TYPE_CHECKING:
     from shared.adapter import AdapterKind
+    from shared.config import EvaluationConfig
     from shared.run import Evaluate
 
 
@@ -24,6 +25,12 @@ def _evaluate() -> Evaluate:
     return evaluate_run
 
 
+def _check_evaluation(evaluation: EvaluationConfig, starting: bool) -> None:
+    from eval.run_tasks import check_tasks
+
+    check_tasks(evaluation, accepts_images=False, starting=starting)
+
+
 app = build_app(
     Modality(
         program="distill-text",
@@ -32,6 +39,7 @@ app = build_app(
         config_class=TextRunConfig,
         kind=_kind,
         evaluate=_evaluate,
+        check_evaluation=_check_evaluation,
     )
 )
 

@@ -1,0 +1,173 @@
+"""Which tasks does a run's `evaluation:` name, and how do teacher, start and student fare on them?
+
+Each model gets a folder as `distill-eval run` makes it, `evaluation/ROLE`, which `distill-eval compare` reads
+too. What a run beside this one has found of the same model on the same questions is copied, not made again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from eval.datasets import load_questions
+from eval.evaluation import pin_model, run_jobs
+from eval.models import Local, Opened, opened_local
+from eval.runner import prepare
+from eval.scoring import sandbox_maker
+from eval.suites import Job, Registry
+from eval.task import Hub
+from shared.config import EvaluationConfig
+from shared.durable import committed_folder
+from shared.errors import ConfigError
+from shared.models.loading import check_model_folder
+from shared.models.references import SERVER_SCHEME, ModelRef, parse_server
+from shared.report.formats import percent, plus_minus
+
+if TYPE_CHECKING:
+    from eval.compare import Compared
+    from shared.generation.engine import Engine
+    from shared.report.sections import RoleName, Section
+    from shared.run import Run
+
+ROLES: tuple[RoleName, ...] = ("teacher", "start", "student")
+FINISHED = "scores.json"  # written last
+
+
+def check_tasks(evaluation: EvaluationConfig, *, accepts_images: bool, starting: bool = False) -> None:
+    """Refuse what would fail after training: names, settings, files, the judge.
+
+    Args:
+        evaluation: As the run's configuration has it.
+        accepts_images: Whether the models of this modality see images.
+        starting: The run is about to start: data sets of the hub are fetched, isolation of programs is tried.
+
+    Raises:
+        UserError: the first of them.
+    """
+    jobs = Registry().of_run(evaluation)
+    for job in jobs:
+        task, settings = job
+        shown = settings.images == "shown"
+        if task.images and shown and not accepts_images:
+            raise ConfigError(
+                f"evaluation.tasks: {task.name} shows images, and the models of this run take none. Remove "
+                "it, or set images: removed for the control without images."
+            )
+        if settings.judge is not None:
+            _check_judge(settings.judge.model)
+        if starting or settings.data.path is not None or not isinstance(task.data, Hub):
+            with tempfile.TemporaryDirectory() as images:
+                load_questions(
+                    task, settings.data, limit=settings.limit, image_folder=Path(images), find_images=shown
+                )
+    if starting and any(job.task.runs_code for job in jobs):
+        sandbox_maker(allow_unsafe_execution=evaluation.allow_unsafe_execution)()
+
+
+def ask(run: Run, role: RoleName, local: Local, engine: Engine) -> None:
+    """Evaluate one of the run's models on the tasks that are not done yet."""
+    config = run.config
+    jobs = Registry().of_run(config.evaluation)
+    if not jobs:
+        return
+    name = config.teacher.model.name if role == "teacher" else f"{config.name}, {role}"
+    opened = opened_local(name, local, engine)
+    folder = run.workspace.folder / "evaluation" / role
+    missing = [job for job in jobs if not _have(job, folder, opened, run)]
+    if not missing:
+        return
+    run_jobs(
+        missing,
+        folder,
+        lambda: opened,
+        sandbox_maker(allow_unsafe_execution=config.evaluation.allow_unsafe_execution),
+        batch_tokens=config.evaluation.batch_tokens or config.generation.batch_tokens,
+        speaker=run.speaker,
+    )
+
+
+class Comparison(NamedTuple):
+    """What the tasks add to the run's report."""
+
+    compared: Compared
+    sections: Sequence[Section]
+    figures: Sequence[tuple[str, str]]
+
+
+def compare_tasks(run: Run) -> Comparison | None:
+    """Teacher, start and student side by side; None where the run names no tasks."""
+    from eval.compare import compare
+    from eval.sections import comparison_sections, summary_section
+
+    registry = Registry()
+    if not registry.of_run(run.config.evaluation):
+        return None
+    folder = run.workspace.folder / "evaluation"
+    compared = compare([folder / role for role in ROLES], registry)
+    evaluation, metrics = compared.evaluations["student"], compared.metrics
+    headlines = [_headline(compared, name) for name in compared.tasks]
+    figures = []
+    for metric in headlines:
+        of = {role: scores[metric] for role, scores in evaluation.scores.items()}
+        text = plus_minus(of["student"]["value"], of["student"]["stderr"])
+        before = ", ".join(f"{role} {plus_minus(of[role]['value'], None)}" for role in ("start", "teacher"))
+        kept = evaluation.retention.get(metric)
+        share = f", retention {percent(kept['value'])}" if kept and kept["value"] is not None else ""
+        figures.append((metrics[metric].title, f"{text} ({before}{share})"))
+    return Comparison(
+        compared,
+        (
+            summary_section(evaluation, metrics, headlines, title="Tasks"),
+            *comparison_sections(
+                evaluation,
+                metrics,
+                titles=("Scores of tasks", "All figures of tasks"),
+                panel_titles={"share": "Scores"},
+            ),
+        ),
+        figures,
+    )
+
+
+def _headline(compared: Compared, task: str) -> str:
+    """The first metric that all three have: a question without a reference has no ROUGE-L, for one."""
+    scores = compared.evaluations["student"].scores
+    names = [f"{task}/{key}" for key in compared.tasks[task].metrics]
+    return next(name for name in names if all(name in of_role for of_role in scores.values()))
+
+
+def _have(job: Job, folder: Path, opened: Opened, run: Run) -> bool:
+    """Whether the task is finished in the folder, or was in that of another run, from where it is copied."""
+    prepared = prepare(job, folder)
+    pin_model(folder, opened)
+    if (prepared.folder / FINISHED).exists():
+        return True
+    task = job.task.name
+    for path in sorted(run.workspace.folder.parent.glob(f"*/evaluation/*/{task}/{FINISHED}")):
+        other = path.parent
+        if _identity(other) == _identity(prepared.folder):
+            run.speaker.say(f"  {task}: taken from {other}")
+            with committed_folder(prepared.folder) as target:
+                shutil.copytree(other, target, dirs_exist_ok=True)
+            return True
+    return False
+
+
+def _identity(folder: Path) -> object:
+    """All that a task's scores depend on: the model, questions and sampling, and what scored them."""
+    model, task, settings = (
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in (folder.parent / "model.json", folder / "task.json", folder / "settings.json")
+    )
+    return model["fingerprint"], task, settings["judge"], settings["clip_model"]
+
+
+def _check_judge(name: str) -> None:
+    if name.startswith(SERVER_SCHEME):
+        parse_server(name)
+    else:
+        check_model_folder(ModelRef(name=name))
