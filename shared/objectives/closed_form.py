@@ -120,7 +120,7 @@ def _nll_(log_q_KV: Tensor, targets_K: Tensor, backward: bool) -> Tensor:
 def divergence_and_gradient_(
     kind: RowKind, log_q_KV: Tensor, log_p_KV: Tensor, share_K1: Tensor, backward: bool, scratch: Scratch
 ) -> Tensor:
-    """Return nats_K, and leave the gradient up to `gradient_factor` in `log_q_KV`; both arguments are used up.
+    """Return nats_K, and leave the gradient up to `gradient_factor` in `log_q_KV`; uses up both arguments.
 
     Any normalised log-probabilities: of a vocabulary, or of a few outcomes.
     """

@@ -27,6 +27,7 @@ from shared.objectives.plan import (
     ResponseRows,
     RowKind,
     RowPlan,
+    RowWeigher,
     plan_rows,
 )
 from shared.objectives.signal import Dense, Signal, Sparse
@@ -58,6 +59,7 @@ def objective_loss(
     counts: GlobalCounts,
     normalization: Normalization = "response",
     row_weights_N: Tensor | None = None,
+    row_weigher: RowWeigher | None = None,
     alpha_needs_gap: bool = True,
     backend: Literal["fused", "plain"] = "fused",
     buffer_bytes: int | None = None,
@@ -76,6 +78,8 @@ def objective_loss(
         counts: of the global batch; they make the loss a mean.
         normalization: "response" or "token".
         row_weights_N: multiply the rows of a response before its mean; their mean should be 1.
+        row_weigher: gives such weights from the log-probabilities of whole responses; beside `row_weights_N`
+            they are multiplied.
         alpha_needs_gap: False promises that `alphas` does not look at the gap, as
             `AlphaCurriculum.needs_own_gap` says; it saves long responses a second projection.
         backend: "fused" never holds all logits; "plain" is the reference that it is tested against.
@@ -91,6 +95,7 @@ def objective_loss(
         objective,
         rows,
         row_weights_N,
+        row_weigher,
         alphas=alphas,
         beta=beta,
         counts=counts,
@@ -99,7 +104,11 @@ def objective_loss(
     models = (student_hidden_ND, student_head, signal)
     if backend == "plain":
         sums = _plain_sum(*models, plan_of, targets_N=rows.targets_N)
-    elif objective.is_pairwise or (objective.uses_alpha_curriculum and alpha_needs_gap):
+    elif (
+        objective.is_pairwise
+        or row_weigher is not None
+        or (objective.uses_alpha_curriculum and alpha_needs_gap)
+    ):
         planner = RowPlanner(
             rows.starts(of_pairs=objective.is_pairwise), lambda *arguments: plan_of(*arguments).rows
         )
@@ -181,6 +190,7 @@ def _plan_of(
     objective: Objective,
     rows: ResponseRows,
     row_weights_N: Tensor | None,
+    row_weigher: RowWeigher | None,
     start: int,
     stop: int,
     log_p_N: Tensor | None,
@@ -192,6 +202,10 @@ def _plan_of(
     normalization: Normalization,
 ) -> ResponsePlan:
     """The plan of rows start:stop, which are whole responses."""
+    weights_C = None if row_weights_N is None else row_weights_N[start:stop]
+    if row_weigher is not None:
+        found_C = row_weigher(start, stop, log_p_N, log_q_N)
+        weights_C = found_C if weights_C is None else weights_C * found_C
     return plan_rows(
         objective,
         rows.between(start, stop),
@@ -201,5 +215,5 @@ def _plan_of(
         beta=beta,
         counts=counts,
         normalization=normalization,
-        row_weights_N=None if row_weights_N is None else row_weights_N[start:stop],
+        row_weights_N=weights_C,
     )

@@ -23,6 +23,12 @@ Normalization = Literal["response", "token"]
 Alphas = Callable[[Tensor, Tensor], Tensor]
 """(gap_R, cell_R) -> alpha_R, as `AlphaCurriculum.alphas`."""
 
+RowWeigher = Callable[[int, int, Tensor | None, Tensor], Tensor]
+"""(start, stop, log_p_C, log_q_C) -> weight_C of rows start:stop, which are whole responses.
+
+For weights that depend on a response itself, such as on the gaps of its segments.
+"""
+
 
 class RowKind(enum.IntEnum):
     """What is computed at a row; the numbers are `RowPlan.kind_N`."""

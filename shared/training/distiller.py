@@ -14,7 +14,7 @@ from shared.models.teachers import Signal
 from shared.models.vocabulary import SharedVocabulary
 from shared.objectives.core import GlobalCounts, ObjectiveOutput, ResponseRows, objective_loss
 from shared.objectives.objective import Objective
-from shared.objectives.plan import Normalization
+from shared.objectives.plan import Normalization, RowWeigher
 
 
 class Distiller(nn.Module):
@@ -40,6 +40,8 @@ class Distiller(nn.Module):
         alpha_needs_gap: bool,
         beta: float,
         counts: GlobalCounts,
+        row_weights_N: Tensor | None = None,
+        row_weigher: RowWeigher | None = None,
     ) -> ObjectiveOutput:
         """The micro-batch's share of the global batch's loss, and per-row statistics.
 
@@ -56,4 +58,6 @@ class Distiller(nn.Module):
             beta=beta,
             counts=counts,
             normalization=self._normalization,
+            row_weights_N=row_weights_N,
+            row_weigher=row_weigher,
         )

@@ -180,6 +180,33 @@ def test_row_weights_and_interleaved_pairs() -> None:
     assert_same(batch, "distillm2", row_weights_N=weights_N, buffer_bytes=CHUNKS["a few rows"])
 
 
+@pytest.mark.parametrize("chunks", CHUNKS)
+@pytest.mark.parametrize("name", ["distillm2", "kd", "seqkd"])
+def test_row_weights_may_depend_on_the_whole_response(name: str, chunks: str) -> None:
+    """As a softmax over a response's rows does, here of their gaps."""
+    batch = batch_for(name)
+
+    def weigh(start: int, stop: int, log_p_C: Tensor | None, log_q_C: Tensor) -> Tensor:
+        assert log_p_C is not None and len(log_p_C) == len(log_q_C) == stop - start
+        response_C = batch.rows.response_N[start:stop]
+        weight_C = torch.ones_like(log_q_C)
+        for response in response_C.unique():
+            mine_C = response_C == response
+            weight_C[mine_C] = (log_p_C - log_q_C)[mine_C].softmax(0) * mine_C.sum()
+        return weight_C
+
+    assert_same(batch, name, row_weigher=weigh, buffer_bytes=CHUNKS[chunks])
+    weighed = loss_of(batch, name, row_weigher=weigh, buffer_bytes=TINY)
+    assert weighed.log_p_N is not None
+    weights_N = weigh(0, len(weighed.log_q_N), weighed.log_p_N, weighed.log_q_N)
+    assert weights_N.std() > 0.1
+    known = loss_of(batch, name, row_weights_N=weights_N)
+    torch.testing.assert_close(weighed.loss, known.loss)
+    assert not torch.isclose(weighed.loss, loss_of(batch, name).loss)
+    both = loss_of(batch, name, row_weigher=weigh, row_weights_N=weights_N)
+    torch.testing.assert_close(both.loss, loss_of(batch, name, row_weights_N=weights_N.square()).loss)
+
+
 def test_every_row_may_have_its_own_kind_and_parameter() -> None:
     batch = trainable(batch_for("distillm2", pairs=30, seed=3, dtype=torch.float64))
     rows = len(batch.rows.targets_N)
