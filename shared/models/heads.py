@@ -9,6 +9,7 @@ Shapes in names: B sequences, T tokens of a padded sequence, N rows, V vocabular
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -62,14 +63,19 @@ def hidden_rows(model: nn.Module, inputs: Mapping[str, Tensor], rows_N: Tensor) 
 
     Args:
         model: a causal language model.
-        inputs: its forward arguments; a 4-D attention mask is boolean, True where a token may look.
+        inputs: its forward arguments; a 4-D attention mask is boolean, True where a token may look. With
+            `image_entries`, images enter once and are shared: the entries of `get_image_features` that the
+            sequences take, in order.
         rows_N: indices into the flattened (B * T) positions.
     """
     inputs = dict(inputs)
     mask = inputs.get("attention_mask")
     if mask is not None and mask.ndim == 4:
         inputs["attention_mask"] = _ready_mask(causal_lm_of(model), mask)
-    hidden_BTD: Tensor = backbone_of(model)(**inputs, use_cache=False).last_hidden_state
+    backbone = backbone_of(model)
+    if "image_entries" in inputs:
+        inputs = _look_once(backbone, inputs)
+    hidden_BTD: Tensor = backbone(**inputs, use_cache=False).last_hidden_state
     return hidden_BTD.flatten(0, 1)[rows_N]
 
 
@@ -100,8 +106,8 @@ def head_of(model: nn.Module, shared: SharedVocabulary | None) -> Head:
     return Head(
         weight_VD,
         getattr(output, "bias", None),
-        logit_scale=_logit_scale(config),
-        softcap=_softcap(config),
+        logit_scale=logit_scale(config),
+        softcap=softcap(config),
         width=None if shared is None else shared.width,
         excluded_ids=excluded,
     )
@@ -147,6 +153,24 @@ def check_head(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
         )
 
 
+def _look_once(backbone: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs with the features of each distinct image in the place of its pixels: one pass of the tower."""
+    inputs = dict(inputs)
+    entries_I = inputs.pop("image_entries")
+
+    def shared(features: Any) -> Any:  # a tensor with an entry a row, or a list of tensors
+        return features[entries_I] if isinstance(features, Tensor) else [features[i] for i in entries_I]
+
+    names = inspect.signature(backbone.get_image_features).parameters
+    pixels = {name: inputs.pop(name) for name in list(inputs) if name in names}
+    seen = backbone.get_image_features(**pixels, return_dict=True)
+    seen.pooler_output = shared(seen.pooler_output)
+    if getattr(seen, "deepstack_features", None) is not None:
+        seen.deepstack_features = [shared(layer) for layer in seen.deepstack_features]
+    inputs["mm_encoder_outputs"] = {"image": seen}
+    return inputs
+
+
 def _ready_mask(causal_lm: Any, mask_B1TT: Tensor) -> Tensor:
     """A 4-D mask as the model's attention wants it: transformers passes it on as it is."""
     config = causal_lm.config.get_text_config(decoder=True)
@@ -156,7 +180,8 @@ def _ready_mask(causal_lm: Any, mask_B1TT: Tensor) -> Tensor:
     return torch.where(mask_B1TT, zero, torch.finfo(zero.dtype).min)  # eager adds it to its scores
 
 
-def _logit_scale(config: PreTrainedConfig) -> float:
+def logit_scale(config: PreTrainedConfig) -> float:
+    """What a language model multiplies its logits by."""
     scale = 1.0
     unused = UNUSED_KEYS.get(config.model_type, frozenset())
     for key in (*MULTIPLYING_KEYS, *DIVIDING_KEYS):
@@ -168,6 +193,7 @@ def _logit_scale(config: PreTrainedConfig) -> float:
     return float(scale)
 
 
-def _softcap(config: PreTrainedConfig) -> float | None:
+def softcap(config: PreTrainedConfig) -> float | None:
+    """What a language model caps its logits at, softly, after scaling."""
     values = [getattr(config, key) for key in SOFTCAP_KEYS if getattr(config, key, None) is not None]
     return float(values[0]) if values else None
