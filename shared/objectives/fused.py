@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from shared.objectives.chunks import Span, chunk_sizes, even_chunks, slices, whole_units
-from shared.objectives.closed_form import Scratch, gradient_factor, log_sum_exp, nats_and_gradient_
+from shared.objectives.closed_form import Scratch, gradient_factor
 from shared.objectives.head import Head, exact_dtype
+from shared.objectives.kernels import Kernels, kernels_for
 from shared.objectives.plan import RowKind, RowPlan
 from shared.objectives.projection import Projection
 from shared.objectives.signal import Dense, Signal, Sparse
@@ -56,6 +57,7 @@ def fused_divergence(
     *,
     targets_N: Tensor,
     buffer_bytes: int | None = None,
+    kernels: Kernels | None = None,
 ) -> DivergenceOutput:
     """Σ weight · nats over rows that may each have their own divergence and parameter.
 
@@ -71,6 +73,7 @@ def fused_divergence(
         plan: kind, parameter and weight of each row, or how to find them.
         targets_N: the token that each row predicts, inside the shared vocabulary.
         buffer_bytes: for the buffers of a chunk; default 96 MiB on a CPU, 768 MiB on a GPU.
+        kernels: what computes slices; default the fastest that works on the device.
     """
     leaves = (student_hidden_ND, student_head.weight_VD, student_head.bias_V)
     needs_gradient = [torch.is_grad_enabled() and leaf is not None and leaf.requires_grad for leaf in leaves]
@@ -82,6 +85,7 @@ def fused_divergence(
             targets_N,
             needs_gradient=needs_gradient,
             buffer_bytes=buffer_bytes,
+            kernels=kernels or kernels_for(student_hidden_ND.device),
         )
         work.run(plan)
     total = work.total
@@ -144,8 +148,10 @@ class _Work:
         *,
         needs_gradient: Sequence[bool],
         buffer_bytes: int | None,
+        kernels: Kernels,
     ) -> None:
         self.targets_N = targets_N
+        self.kernels = kernels
         self.rows, vocabulary = len(targets_N), student_head.vocabulary_size
         dtype = loss_dtype(student_hidden_ND, student_head, signal)
         intermediates = 4 if student_head.softcap is not None else 3
@@ -232,7 +238,7 @@ class _Work:
             if logits_CV is None or lse_N is None or log_N is None:
                 continue
             logits_KV = logits_CV[first:last]
-            lse_N[rows] = log_sum_exp(logits_KV, self.scratch)
+            lse_N[rows] = self.kernels.log_sum_exp(logits_KV, self.scratch)
             target_logit_K = logits_KV.gather(1, self.targets_N[rows, None]).squeeze(1)
             torch.sub(target_logit_K, lse_N[rows], out=log_N[rows])
 
@@ -269,7 +275,7 @@ class _Work:
             else:
                 teacher_KV = None if teacher_CV is None else teacher_CV[first:last]
                 teacher_lse_K = None if self.teacher_lse_N is None else self.teacher_lse_N[rows]
-                nats_K = nats_and_gradient_(
+                nats_K = self.kernels.nats_and_gradient_(
                     kind, student_KV, teacher_KV, teacher_lse_K=teacher_lse_K, **options
                 )
             self.nats_N[rows] = nats_K
