@@ -50,7 +50,9 @@ from shared.objectives.signal import sparse_signal
 triton_kernels.LARGEST_BLOCK = 8  # several blocks and a rest
 HEADS = [{}, {"softcap": 1.5, "width": 13, "excluded_ids": torch.tensor([0, 7, 12])}]
 cases = [
-    (HEADS[0], torch.float32, "dense"), (HEADS[1], torch.float64, "dense"), (HEADS[1], torch.float32, "sparse")
+    (HEADS[0], torch.float32, "dense"),
+    (HEADS[1], torch.float64, "dense"),
+    (HEADS[1], torch.float32, "sparse"),
 ]
 kernels._try(kernels.triton_kernels(), torch.device("cpu"))
 for head, dtype, how in cases:
