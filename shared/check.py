@@ -31,7 +31,7 @@ def check_config(config: RunConfig) -> dict[str, object]:
     if config.student.prune is not None and layers is not None:
         # what block influence will be is not known yet, but how many blocks it drops is
         keep_layers(config.student.prune, layers, [0.0] * layers)
-    train, heldout = load_run_prompts(config.prompts, objective, seed=config.seed)
+    train, heldout, notes = load_run_prompts(config.prompts, objective, seed=config.seed)
     steps = math.ceil(len(train) / config.training.pairs_per_step) * config.training.rounds
     between = config.training.evaluate_steps
     if between is not None and between >= steps:
@@ -48,6 +48,7 @@ def check_config(config: RunConfig) -> dict[str, object]:
         "responses by": ", ".join(objective.sides),
         "training prompts": len(train),
         "held-out prompts": len(heldout),
+        **({"left out": "; ".join(notes)} if notes else {}),
         "optimiser steps": steps,
     }
 

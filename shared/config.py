@@ -16,6 +16,24 @@ from shared.models.references import ModelRef
 from shared.objectives.objective import build_objective
 from shared.types import TaskName
 
+Column = Literal[
+    "messages",
+    "conversations",
+    "prompt",
+    "question",
+    "instruction",
+    "input",
+    "system",
+    "image",
+    "images",
+    "id",
+    "task",
+    "reference",
+    "output",
+    "answer",
+    "chosen",
+    "rejected",
+]
 PairLayout = Literal["auto", "joint", "separate"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -116,13 +134,53 @@ class StudentConfig(Section):
         return self.model.name == "teacher"
 
 
-class PromptSource(Section):
-    """A JSONL or Parquet file of prompts."""
+class HubData(Section):
+    """A data set of the hub, or a local folder of data files, read through `datasets`."""
 
-    path: str = Field(description="a file, or pkg://PACKAGE/FILE")
+    id: str = Field(min_length=1, description="as in HuggingFaceH4/ultrachat_200k, or a folder")
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = Field(None, description="branch, tag or commit")
+
+    @property
+    def label(self) -> str:
+        """How messages call it."""
+        return "/".join(filter(None, (self.id, self.config, self.split)))
+
+
+class PromptSource(Section):
+    """A file or a data set of prompts. docs/DATA.md shows the rows."""
+
+    path: str | None = Field(None, description="a file, or pkg://PACKAGE/FILE")
+    hub: HubData | None = None
     task: TaskName | None = Field(None, description="for rows that name none; default instruction")
-    limit: int | None = Field(None, ge=1, description="how many rows to take, after the shuffle")
+    limit: int | None = Field(None, ge=1, description="how many prompts to take, after the shuffle")
     shuffle: bool = False
+    weight: float | None = Field(None, gt=0, description="this source's share of the mixture, in proportion")
+    columns: dict[Column, str | int] = Field(
+        default_factory=dict, description="our name: the source's; a number where rows are lists"
+    )
+    ids: Literal["own", "place"] = Field("own", description="place: FILE:ROW, for ids that are not unique")
+    turns: Literal["last", "all"] = Field("last", description="all: each user turn of a chat is a prompt")
+    system: str | None = Field(None, description="put before chats that have no system turn")
+    template: str | None = Field(None, description="around a plain prompt, which takes the place of {}")
+    image_root: str | None = Field(None, description="folder that holds all images; default the file's")
+    image_name: str | None = Field(None, description="path of an image, its column in the place of {}")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> PromptSource:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError(f"give path or hub; got {'both' if self.path else 'neither'}")
+        for name in ("template", "image_name"):
+            text = getattr(self, name)
+            if text is not None and text.count("{}") != 1:
+                raise ValueError(f"{name}: {text!r} needs {{}} once, where the row's own text goes")
+        return self
+
+    @property
+    def label(self) -> str:
+        """How messages call it."""
+        return self.hub.label if self.hub else str(self.path)
 
 
 class ImagesConfig(Section):
@@ -148,6 +206,7 @@ class PromptsConfig(Section):
     train: tuple[PromptSource, ...] = Field(min_length=1)
     heldout: tuple[PromptSource, ...] = Field(min_length=1)
     over_length: Literal["fail", "drop"] = Field("fail", description="prompts that do not fit the context")
+    on_bad_row: Literal["fail", "skip"] = Field("fail", description="rows that cannot be used")
     images: ImagesConfig = ImagesConfig()
 
 

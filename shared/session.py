@@ -153,7 +153,11 @@ def open_session(
     Raises:
         UserError: whatever in prompts, models or their combination cannot be used.
     """
-    train, heldout = load_run_prompts(config.prompts, objective, seed=config.seed)
+    train, heldout, notes = load_run_prompts(
+        config.prompts, objective, seed=config.seed, image_folder=workspace.folder / "images"
+    )
+    for note in notes:
+        speaker.say(f"  {note}")
     speaker.stage(f"Loading {config.teacher.model.name}")
     with workspace.timed("load"):
         models = open_models(config, kind, accelerator.device)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import os
 import time
 import urllib.error
 import urllib.request
@@ -66,6 +67,7 @@ class ImageFinder:
         self._handling = handling
         self._limits = ImageLimits(handling.config.max_bytes, handling.config.max_pixels)
         self._known: dict[str, str | ImageError] = {}
+        self._folders: dict[str, Path] = {}
 
     def reference(self, value: object) -> str:
         """The reference of what an image column holds.
@@ -103,7 +105,13 @@ class ImageFinder:
         return str(path)
 
     def _inside(self, value: str) -> Path:
-        path = (self._root / value).resolve()  # follows links and "..", so that the comparison holds
+        # links and ".." are followed, so that the comparison holds; a folder's once for all its images
+        folder, name = os.path.split(os.path.join(self._root, value))
+        if folder not in self._folders:
+            self._folders[folder] = Path(folder).resolve()
+        path = self._folders[folder] / name
+        if name == ".." or path.is_symlink():
+            path = path.resolve()
         if not path.is_relative_to(self._root):
             raise ImageError(
                 f"lies outside the image root {self._root}. Set image_root of the source to a folder that "

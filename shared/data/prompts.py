@@ -1,22 +1,30 @@
-"""What is asked: prompt files (JSONL, Parquet) to samples, and the prompts that are too long."""
+"""What is asked: prompt sources (files, hub data sets) to samples, and the prompts that are too long."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from shared.config import PromptSource
-from shared.data.prompt_rows import COLUMNS, BadRowError, parse_row
+from shared.data.conversations import BadRowError
+from shared.data.image_references import Handling, ImageFinder
+from shared.data.prompt_rows import parse_row
+from shared.data.tables import Numbered, read_file, read_hub
 from shared.errors import DataError
 from shared.models.references import resolve_path
 from shared.types import Sample
 
 LISTED = 10  # problems or samples that one message lists
+
+
+class Loaded(NamedTuple):
+    """Samples of all sources in order, and what was left out on the way, for the log."""
+
+    samples: list[Sample]
+    notes: list[str]
 
 
 class LengthSplit(NamedTuple):
@@ -26,11 +34,30 @@ class LengthSplit(NamedTuple):
     dropped: list[tuple[Sample, int]]
 
 
-def load_prompts(sources: Sequence[PromptSource], *, seed: int) -> list[Sample]:
-    """Read all sources, in order, each shuffled and limited as it says.
+class _Opened(NamedTuple):
+    source: PromptSource
+    label: str  # tells sources of the same name apart; the start of their rows' ids
+    rows: Callable[[], Iterable[Numbered]]
+    image_root: Path
+
+
+def load_prompts(
+    sources: Sequence[PromptSource],
+    *,
+    seed: int,
+    on_bad_row: Literal["fail", "skip"] = "fail",
+    images: Handling = Handling(),  # noqa: B008 - immutable
+) -> Loaded:
+    """Read all sources, in order, each shuffled and limited as it says, and mix them by their weights.
 
     An id is the row's own or "FILE:ROW", so prompts with the same text stay apart. Shuffling sorts by a hash
     of seed and id: rows added to a file leave the order of the others as it was.
+
+    Args:
+        sources: At least one.
+        seed: Of the shuffles.
+        on_bad_row: Whether rows that cannot be used stop everything, or are left out, counted and listed.
+        images: What is done with the rows' images.
 
     Raises:
         DataError: rows that cannot be used (the message names file, line and cause of the first ten), ids
@@ -38,27 +65,56 @@ def load_prompts(sources: Sequence[PromptSource], *, seed: int) -> list[Sample]:
         UserError: a file that does not exist.
     """
     problems: list[str] = []
-    samples: list[Sample] = []
-    for source, path, label in zip(sources, *_locate(sources), strict=True):
-        rows: list[Sample] = []
-        for number, row in _READERS[path.suffix](path):
-            if source.limit is not None and not source.shuffle and len(rows) == source.limit:
-                break
-            try:
-                rows.append(parse_row(row, task=source.task or "instruction", place=f"{label}:{number}"))
-            except BadRowError as problem:
-                problems.append(f"{path}:{number}: {problem}")
-        if source.shuffle:
-            rows.sort(key=lambda sample: hashlib.sha256(f"{seed}\0{sample.id}".encode()).digest())
-        samples.extend(rows[: source.limit])
-    problems.extend(_repeated_ids(samples))
-    if problems:
-        raise DataError(_listed(f"{len(problems)} unusable row(s) in the prompt files", problems))
-    if not samples:
+    read: list[list[Sample]] = []
+    for opened in _open(sources):
+        samples = _read(opened, images, problems)
+        if opened.source.shuffle:
+            samples.sort(key=lambda sample: hashlib.sha256(f"{seed}\0{sample.id}".encode()).digest())
+        read.append(samples[: opened.source.limit])
+    mixed, notes = mix(sources, read)
+    head = f"{len(problems)} unusable row(s) in the prompt sources"
+    if problems and on_bad_row == "fail":
+        raise DataError(listed(head, problems) + "\nMend them, or set prompts.on_bad_row: skip.")
+    repeated = list(_repeated_ids(mixed))
+    if repeated:
         raise DataError(
-            f"no prompts in {', '.join(source.path for source in sources)}. Give at least one row."
+            listed(f"{len(repeated)} id(s) given twice", repeated)
+            + "\nGive each row its own, or set ids: place on the source."
         )
-    return samples
+    if not mixed:
+        labels = ", ".join(source.label for source in sources)
+        raise DataError(listed(f"no prompts in {labels}. Give at least one row", problems))
+    if problems:
+        notes = [listed(f"skipped {head}", problems), *notes]
+    return Loaded(mixed, notes)
+
+
+def mix(sources: Sequence[PromptSource], read: Sequence[list[Sample]]) -> Loaded:
+    """The first prompts of each source, as many as keep the shares that the weights ask for.
+
+    The mixture is the largest without repeating a prompt. Sources without weights are taken whole.
+
+    Raises:
+        DataError: weights on some sources only, or a weighted source without prompts.
+    """
+    weights = [source.weight for source in sources if source.weight is not None]
+    if not weights:
+        return Loaded([sample for samples in read for sample in samples], [])
+    if len(weights) < len(sources):
+        bare = ", ".join(source.label for source in sources if source.weight is None)
+        raise DataError(
+            f"{bare} has no weight, and other sources have one. Give every source a weight, or none."
+        )
+    empty = [source.label for source, samples in zip(sources, read, strict=True) if not samples]
+    if empty:
+        raise DataError(f"{', '.join(empty)} has a weight and no prompts. Remove it, or give it rows.")
+    unit = min(len(samples) / weight for samples, weight in zip(read, weights, strict=True))
+    taken = [samples[: max(1, round(unit * weight))] for samples, weight in zip(read, weights, strict=True)]
+    shares = ", ".join(
+        f"{len(part)} of {len(samples)} from {source.label}"
+        for part, samples, source in zip(taken, read, sources, strict=True)
+    )
+    return Loaded([sample for part in taken for sample in part], [f"mixture by weight: {shares}"])
 
 
 def split_by_length(
@@ -83,7 +139,7 @@ def split_by_length(
     if split.dropped and (on_over == "fail" or not split.kept):
         dropping = ", or set prompts.over_length: drop" if on_over == "fail" else ""
         raise DataError(
-            _listed(
+            listed(
                 f"{len(split.dropped)} of {len(samples)} prompts are longer than the {max_prompt_tokens} "
                 "tokens that the context leaves beside the response",
                 [
@@ -96,53 +152,48 @@ def split_by_length(
     return split
 
 
-def _locate(sources: Sequence[PromptSource]) -> tuple[list[Path], list[str]]:
-    """Each source's file, and a label that tells files of the same name apart."""
-    paths: list[Path] = []
+def listed(head: str, lines: Sequence[str]) -> str:
+    """A message of many lines, of which the first are shown."""
+    more = [f"... and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
+    return "\n  ".join([f"{head}:" if lines else head, *lines[:LISTED], *more])
+
+
+def _open(sources: Sequence[PromptSource]) -> list[_Opened]:
+    opened: list[_Opened] = []
+    names: list[str] = []
     for source in sources:
-        path = resolve_path(source.path)
-        if path is None or not path.is_file():
-            raise DataError(
-                f"prompt source {source.path!r} is not a file. Give the path of a .jsonl or .parquet file."
-            )
-        if path.suffix not in _READERS:
-            raise DataError(
-                f"prompt source {source.path!r} is a {path.suffix or 'nameless'} file; known: "
-                f"{', '.join(_READERS)}. Convert it to one JSON object a line (.jsonl)."
-            )
-        paths.append(path)
-    names = [path.name for path in paths]
-    labels = [
-        name if name not in names[:index] else f"{name}#{names[:index].count(name) + 1}"
-        for index, name in enumerate(names)
-    ]
-    return paths, labels
+        root = Path(source.image_root).expanduser() if source.image_root else None
+        if root is not None and not root.is_dir():
+            raise DataError(f"image_root {source.image_root!r} of {source.label} is not a folder.")
+        if source.hub is not None:
+            name, beside = source.hub.label, Path.cwd()
+            rows: Callable[[], Iterable[Numbered]] = partial(read_hub, source.hub)
+        else:
+            path = resolve_path(source.label)
+            if path is None or not path.is_file():
+                raise DataError(
+                    f"prompt source {source.label!r} is not a file. Give a .jsonl, .json, .csv, .tsv or "
+                    ".parquet file; a data set of the hub is written {hub: {id: ..., split: ...}}."
+                )
+            name, beside, rows = path.name, path.parent, partial(read_file, path)
+        label = name if name not in names else f"{name}#{names.count(name) + 1}"
+        names.append(name)
+        opened.append(_Opened(source, label, rows, root or beside))
+    return opened
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[int, object]]:
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, line
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[int, object]]:
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            number = 0
-            for batch in file.iter_batches(columns=[name for name in names if name in COLUMNS]):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a readable Parquet file: {error}") from None
-
-
-_READERS: dict[str, Callable[[Path], Iterator[tuple[int, object]]]] = {
-    ".jsonl": _read_jsonl,
-    ".parquet": _read_parquet,
-}
+def _read(opened: _Opened, images: Handling, problems: list[str]) -> list[Sample]:
+    """One source's samples; rows that cannot be used are added to the problems."""
+    source, samples = opened.source, list[Sample]()
+    find = ImageFinder(opened.image_root, images).reference
+    for number, row in opened.rows():
+        if source.limit is not None and not source.shuffle and len(samples) >= source.limit:
+            break
+        try:
+            samples.extend(parse_row(row, source, place=f"{opened.label}:{number}", find=find))
+        except BadRowError as problem:
+            problems.append(f"{source.label}:{number}: {problem}")
+    return samples
 
 
 def _repeated_ids(samples: Sequence[Sample]) -> Iterator[str]:
@@ -151,8 +202,3 @@ def _repeated_ids(samples: Sequence[Sample]) -> Iterator[str]:
         if sample.id in first:
             yield f"{sample.source}: id {sample.id!r} is also that of {first[sample.id].source}"
         first.setdefault(sample.id, sample)
-
-
-def _listed(head: str, lines: Sequence[str]) -> str:
-    more = [f"... and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
-    return "\n  ".join([f"{head}:", *lines[:LISTED], *more])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 from shared.config import PromptsConfig
+from shared.data.image_references import Handling, in_folder
 from shared.data.prompts import load_prompts
 from shared.errors import DataError
 from shared.objectives.objective import Objective
@@ -16,17 +18,33 @@ class RunPrompts(NamedTuple):
 
     train: list[Sample]
     heldout: list[Sample]
+    notes: list[str]  # what was left out, for the log
 
 
-def load_run_prompts(config: PromptsConfig, objective: Objective, *, seed: int) -> RunPrompts:
+def load_run_prompts(
+    config: PromptsConfig, objective: Objective, *, seed: int, image_folder: Path | None = None
+) -> RunPrompts:
     """Read both sets.
+
+    Args:
+        config: Where they are.
+        objective: Says whether reference answers are needed.
+        seed: Of the shuffles.
+        image_folder: Where images are kept that are no local files; every image is then decoded once. None:
+            the samples are only looked at, so images are tested by their headers, and none is fetched.
 
     Raises:
         DataError: rows that cannot be used, a prompt in both sets, or one without the reference answer that
             the objective trains on.
         UserError: a file that does not exist.
     """
-    train, heldout = (load_prompts(sources, seed=seed) for sources in (config.train, config.heldout))
+    images = Handling(config.images)
+    if image_folder is not None:
+        images = Handling(config.images, in_folder(image_folder), look="decode", downloads=image_folder)
+    (train, notes), (heldout, more) = (
+        load_prompts(sources, seed=seed, on_bad_row=config.on_bad_row, images=images)
+        for sources in (config.train, config.heldout)
+    )
     both = {sample.id for sample in train} & {sample.id for sample in heldout}
     if both:
         raise DataError(
@@ -39,4 +57,4 @@ def load_run_prompts(config: PromptsConfig, objective: Objective, *, seed: int) 
             f"objective {objective.name!r} trains on reference answers, and {len(missing)} prompts have none "
             f"({', '.join(missing[:3])}). Add a `reference` to each row, or choose another objective."
         )
-    return RunPrompts(train, heldout)
+    return RunPrompts(train, heldout, [*notes, *more])

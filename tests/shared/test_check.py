@@ -60,7 +60,8 @@ def test_an_empty_prompt_set_is_refused(folder):
 def test_bad_rows_are_named_by_file_and_line_all_at_once(folder):
     with (folder / "train.jsonl").open("ab") as file:
         file.write(b'{"promt": "x"}\n{"prompt": 5}\nnot json\n{"prompt": "\xff"}\n')
-    head, *lines = complaint(folder).splitlines()
+    head, *lines, advice = complaint(folder).splitlines()
+    assert "on_bad_row: skip" in advice
     assert head.startswith("4 unusable row(s)")
     assert [re.search(r"train\.jsonl:(\d+): ", line)[1] for line in lines] == ["11", "12", "13", "14"]
     assert "has promt" in lines[0] and "not JSON" in lines[2] and "not UTF-8" in lines[3]

@@ -61,7 +61,7 @@ def test_every_row_is_complete_and_of_a_known_task(split: str) -> None:
 
 
 def test_both_files_load_together_as_the_user_turns_they_hold() -> None:
-    samples = load_prompts([PromptSource(path=reference(split)) for split in SPLITS], seed=0)
+    samples = load_prompts([PromptSource(path=reference(split)) for split in SPLITS], seed=0).samples
     expected = [row for split in SPLITS for row in rows(split)]
     for sample, row in zip(samples, expected, strict=True):
         assert (sample.id, sample.task) == (row["id"], row["task"])

@@ -5,6 +5,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from shared.config import PromptSource
 from shared.data.prompts import load_prompts, split_by_length
@@ -18,7 +19,7 @@ def write_jsonl(path, *rows):
 
 
 def load(*paths, seed=0, **options):
-    return load_prompts([PromptSource(path=str(path), **options) for path in paths], seed=seed)
+    return load_prompts([PromptSource(path=str(path), **options) for path in paths], seed=seed).samples
 
 
 def turn(role, content):
@@ -66,10 +67,11 @@ def test_every_column_form(tmp_path, suffix):
         assert [m.role for m in rest[0].messages] == ["user", "assistant", "user"]
 
 
-def test_image_parts_are_kept_by_reference(tmp_path):
+def test_image_parts_become_the_paths_of_files_beside_the_prompts(tmp_path):
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
     content = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "what?"}]
     (sample,) = load(write_jsonl(tmp_path / "p.jsonl", {"messages": [turn("user", content)]}))
-    assert sample.messages[0].parts == (ImagePart("a.png"), TextPart("what?"))
+    assert sample.messages[0].parts == (ImagePart(str(tmp_path / "a.png")), TextPart("what?"))
 
 
 def test_same_text_stays_apart_also_across_files_of_one_name(tmp_path):
@@ -102,7 +104,7 @@ def test_shuffle_is_seeded_stable_under_added_rows_and_comes_before_the_limit(tm
 BAD = {
     "{oops": "not JSON",
     "[1]": "expected an object",
-    '{"text": "x"}': "needs a column messages, prompt or instruction; has text",
+    '{"text": "x"}': "needs a column messages, .*instruction or chosen; has text",
     '{"prompt": "  "}': "the prompt is empty",
     '{"prompt": 3}': "prompt must be text, got int 3",
     '{"prompt": "x", "task": "maths"}': "Did you mean 'math'?",
@@ -144,9 +146,9 @@ def test_files_that_are_no_prompt_files(tmp_path):
         load(tmp_path / "absent.jsonl")
     with pytest.raises(DataError, match="is not a file"):
         load("hub/dataset")
-    (tmp_path / "rows.csv").write_text("prompt\nx\n")
-    with pytest.raises(DataError, match=r"\.jsonl, \.parquet"):
-        load(tmp_path / "rows.csv")
+    (tmp_path / "rows.xml").write_text("<prompt/>")
+    with pytest.raises(DataError, match=r"is a \.xml file; known: \.jsonl, .* and \.parquet"):
+        load(tmp_path / "rows.xml")
     (tmp_path / "half.parquet").write_bytes(b"PAR1 cut")
     with pytest.raises(DataError, match="not a readable Parquet file"):
         load(tmp_path / "half.parquet")
