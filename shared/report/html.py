@@ -2,7 +2,7 @@
 
 The page fetches nothing: style sheet, charts library and figures are inside it. What models wrote is hostile:
 the template escapes every value, data for scripts are JSON without any character that could end a script, and
-a content security policy allows the page's own two scripts and nothing else.
+a content security policy allows the page's own scripts and nothing else.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from shared.durable import committed_file
 from shared.errors import UserError
 from shared.report.charts import bar_figure, colors, curve_figure
 from shared.report.formats import cell
-from shared.report.sections import Answers, Report, Section
+from shared.report.sections import Answers, Browser, Report, Section
 
 FOLDER = Path(__file__).parent
 
@@ -36,8 +36,10 @@ def render(report: Report) -> str:
     """
     for section in report.sections:
         _check_images(section)
-    has_charts = any(section.kind in ("curves", "bars") for section in report.sections)
-    scripts = [_plotly(), _read("charts.js.html")] if has_charts else []
+    kinds = {section.kind for section in report.sections}
+    scripts = [_plotly(), _read("charts.js.html")] if kinds & {"curves", "bars"} else []
+    if "browser" in kinds:
+        scripts.append(_read("browser.js.html"))
     return (
         _environment()
         .get_template("page.html")
@@ -110,11 +112,13 @@ def _policy(scripts: list[str]) -> str:
 
 
 def _check_images(section: Section) -> None:
-    if not isinstance(section, Answers):
-        return
-    for prompt in section.prompts:
-        for image in prompt.images:
-            if not image.startswith("data:image/"):
-                raise UserError(
-                    f"report image {image[:80]!r} is not inside the page. Give it as a data:image/ URL."
-                )
+    images: Iterable[str] = ()
+    if isinstance(section, Answers):
+        images = (image for prompt in section.prompts for image in prompt.images)
+    elif isinstance(section, Browser):
+        images = section.images
+    for image in images:
+        if not image.startswith("data:image/"):
+            raise UserError(
+                f"report image {image[:80]!r} is not inside the page. Give it as a data:image/ URL."
+            )

@@ -139,6 +139,61 @@ class Answers:
     note: str = ""
 
 
+class Facet(NamedTuple):
+    """A choice by which items are filtered. Options are numbered on through all facets of a browser."""
+
+    title: str
+    options: tuple[str, ...]
+
+
+class Shown(NamedTuple):
+    """One column's text for an item, with facts in the order of `Browser.text_facts`."""
+
+    text: str
+    facts: tuple[str, ...] = ()
+    good: bool | None = None  # shown as a mark, where it can be said
+
+
+class Item(NamedTuple):
+    """What a browser shows at a time."""
+
+    prompt: str
+    facts: tuple[str, ...]  # in the order of `Browser.facts`
+    texts: tuple[Shown | None, ...]  # of each column; None where it has none
+    tags: tuple[int, ...] = ()  # numbers of the facets' options that hold
+    keys: tuple[float | None, ...] = ()  # one for each of `Browser.orders`; the highest come first
+    images: tuple[int, ...] = ()  # places in `Browser.images`
+
+
+@dataclass(frozen=True)
+class Browser:
+    """Any number of items to search, filter and leaf through, one at a time.
+
+    Images are `data:image/` URLs, each once however many items show it.
+    """
+
+    kind: ClassVar[str] = "browser"
+    title: str
+    columns: tuple[tuple[str, RoleName | None], ...]
+    items: tuple[Item, ...]
+    facts: tuple[str, ...] = ()  # names; the first is the item's own in the list
+    text_facts: tuple[str, ...] = ()
+    facets: tuple[Facet, ...] = ()
+    orders: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+    note: str = ""
+
+    def data(self) -> dict[str, object]:
+        """What the page's script reads."""
+        return {
+            "facts": self.facts,
+            "textFacts": self.text_facts,
+            "options": [len(facet.options) for facet in self.facets],
+            "items": self.items,
+            "images": self.images,
+        }
+
+
 @dataclass(frozen=True)
 class KeyValues:
     """Settings and facts, by name."""
@@ -159,7 +214,7 @@ class Text:
     note: str = ""
 
 
-Section = Summary | Curves | Bars | Table | Answers | KeyValues | Text
+Section = Summary | Curves | Bars | Table | Answers | Browser | KeyValues | Text
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,17 @@ from shared.report.sections import (
     BarPanel,
     Bars,
     BarSeries,
+    Browser,
     CurvePanel,
     Curves,
+    Facet,
+    Item,
     KeyValues,
     Mark,
     Prompt,
     Report,
     Series,
+    Shown,
     Summary,
     Table,
     Text,
@@ -47,6 +51,10 @@ def full_report(text: str) -> Report:
         (BarSeries(text, (Bar(0.5, 0.4, 0.6),), "student"), BarSeries(text, (Bar(None),))),
     )
     prompt = Prompt(text, (Answer(text, text, "teacher", text), Answer("empty", "")), (PIXEL,))
+    item = Item(text, (text,), (Shown(text, (text,), True),), tags=(0,), keys=(1.0,), images=(0,))
+    browser = Browser(
+        text, ((text, "student"),), (item,), (text,), (text,), (Facet(text, (text,)),), (text,), (PIXEL,)
+    )
     return Report(
         text,
         text,
@@ -56,6 +64,7 @@ def full_report(text: str) -> Report:
             Bars(text, (bars,)),
             Table(text, (text, text), ((text, text), (text, 0.123456), (text, None))),
             Answers(text, (prompt,)),
+            browser,
             KeyValues(text, {text: text, "count": 1234567}),
             Text(text, (text,)),
         ),
@@ -114,7 +123,8 @@ def test_hostile_text_stays_text(hostile_page):
 
 
 def test_hostile_text_inside_figures(hostile_page):
-    curve, bars = hostile_page.data
+    curve, bars, browser = hostile_page.data
+    assert browser["items"][0][0] == HOSTILE
     # Plotly reads a small HTML of its own in its texts, so these are escaped once more
     for text in (curve["layout"]["xaxis"]["title"]["text"], bars["layout"]["annotations"][0]["text"]):
         assert "<" not in text
@@ -144,6 +154,8 @@ def test_images_must_be_inside_the_page():
     prompt = Prompt("p", (), ("https://example.org/a.png",))
     with pytest.raises(UserError, match=r"example\.org.*data:image/"):
         render(Report("t", "", (Answers("a", (prompt,)),)))
+    with pytest.raises(UserError, match="data:image/"):
+        render(Report("t", "", (Browser("b", (), (), images=("data:text/html,x",)),)))
 
 
 def test_files_are_written_whole(tmp_path):
