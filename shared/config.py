@@ -200,6 +200,20 @@ class ImagesConfig(Section):
         return self
 
 
+class DecontaminationConfig(Section):
+    """Training prompts that are in the evaluation are left out, and named."""
+
+    against: tuple[str, ...] = Field((), description="evaluation files, of the types that prompt files have")
+    heldout: bool = Field(False, description="compare with the held-out prompts as well")
+    ngram: int = Field(13, ge=4, description="words in a row that must not be shared")
+
+    @model_validator(mode="after")
+    def _all_has_effect(self) -> DecontaminationConfig:
+        if not self.against and not self.heldout:
+            raise ValueError("give evaluation files as `against`, or set heldout: true")
+        return self
+
+
 class PromptsConfig(Section):
     """What is asked: for training, and held out to measure."""
 
@@ -208,6 +222,7 @@ class PromptsConfig(Section):
     over_length: Literal["fail", "drop"] = Field("fail", description="prompts that do not fit the context")
     on_bad_row: Literal["fail", "skip"] = Field("fail", description="rows that cannot be used")
     images: ImagesConfig = ImagesConfig()
+    decontamination: DecontaminationConfig | None = None
 
 
 class GenerationConfig(Section):
