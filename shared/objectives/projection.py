@@ -6,6 +6,7 @@ Shapes in names: N rows, C rows of a chunk, D width of the hidden states, V ids 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -14,6 +15,28 @@ from shared.objectives.head import EXCLUDED_LOGIT, Head
 
 WEIGHT_BLOCK_BYTES = 8 << 20
 """A low-precision weight is widened in blocks of this size, which stay in cache; never as a whole."""
+
+
+@cache
+def multiplies_natively(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether products of that low precision can be summed up, and returned, in float32 on a device.
+
+    On a CPU PyTorch rounds such a product to the low precision again, so there the weight is widened: exact,
+    and as fast where the processor has no units for it.
+    """
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    one = torch.ones(16, 16, device=device, dtype=dtype)
+    try:
+        native_product(one, one, out=torch.empty(16, 16, device=device))
+    except (TypeError, RuntimeError):  # an older torch, or no such kernel for the device
+        return False
+    return True
+
+
+def native_product(left: Tensor, right: Tensor, *, out: Tensor) -> None:
+    """A product of two low-precision matrices into a float32 one."""
+    torch.mm(left, right, out_dtype=out.dtype, out=out)
 
 
 class Projection:
@@ -34,7 +57,13 @@ class Projection:
         self._bias_V = head.shared_bias_V
         if self._bias_V is not None:
             self._bias_V = self._bias_V.detach().to(dtype) * head.logit_scale
-        if self._weight_VD.dtype != dtype:
+        low = self._weight_VD.dtype
+        self._is_native = (
+            dtype == torch.float32
+            and self._hidden_ND.dtype == low
+            and multiplies_natively(self._hidden_ND.device, low)
+        )
+        if low != dtype:
             width = self._weight_VD.shape[1]
             block_rows = max(1, WEIGHT_BLOCK_BYTES // (width * dtype.itemsize))
             self._block_BD = hidden_ND.new_empty(min(block_rows, head.vocabulary_size), width, dtype=dtype)
@@ -42,9 +71,14 @@ class Projection:
     def logits(self, start: int, stop: int) -> Tensor:
         """The logits (C, V) of rows start:stop, in the buffer: valid until the next call, and writable."""
         logits_CV = self._logits_CV[: stop - start]
-        hidden_CD = self._scaled_hidden(start, stop)
-        for block, weight_BD in self._weight_blocks():
-            torch.mm(hidden_CD, weight_BD.T, out=logits_CV[:, block])
+        if self._is_native:
+            native_product(self._hidden_ND[start:stop], self._weight_VD.T, out=logits_CV)
+            if self._head.logit_scale != 1.0:
+                logits_CV.mul_(self._head.logit_scale)
+        else:
+            hidden_CD = self._scaled_hidden(start, stop)
+            for block, weight_BD in self._weight_blocks():
+                torch.mm(hidden_CD, weight_BD.T, out=logits_CV[:, block])
         if self._bias_V is not None:
             logits_CV.add_(self._bias_V)
         if self._head.softcap is not None:
@@ -61,8 +95,12 @@ class Projection:
             scale_C: that factor.
             out: overwritten.
         """
-        for index, (block, weight_BD) in enumerate(self._weight_blocks()):
-            torch.addmm(out, gradient_CV[:, block], weight_BD, beta=0 if index == 0 else 1, out=out)
+        if self._is_native:
+            # rounded, as the gradient of low-precision logits would be
+            native_product(gradient_CV.to(self._weight_VD.dtype), self._weight_VD, out=out)
+        else:
+            for index, (block, weight_BD) in enumerate(self._weight_blocks()):
+                torch.addmm(out, gradient_CV[:, block], weight_BD, beta=0 if index == 0 else 1, out=out)
         out.mul_(scale_C[:, None] * self._head.logit_scale)
 
     def add_weight_gradient(
