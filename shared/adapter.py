@@ -43,6 +43,14 @@ class Adapter(Protocol):
         """
         ...
 
+    def check(self, groups: Sequence[Group], encoded: Encoded) -> None:
+        """An encoding must hold these samples' own prompts, as this model reads them.
+
+        Raises:
+            AlignmentError: naming the sample and what is not its own.
+        """
+        ...
+
     def encode_text(self, text: str, *, stop: bool) -> tuple[int, ...]:
         """Token ids of an answer given as text, ending with the turn's end if `stop`."""
         ...

@@ -160,6 +160,16 @@ class TextAdapter:
         assert layout == "separate", "a model without position_ids cannot restart them"
         return encoded._replace(inputs={k: v for k, v in encoded.inputs.items() if k != "position_ids"})
 
+    def check(self, groups: Sequence[Group], encoded: Encoded) -> None:
+        """Every sequence must begin with its own sample's prompt.
+
+        Raises:
+            AlignmentError: naming the sample.
+        """
+        from shared.data.rows import check_prompts
+
+        check_prompts(groups, encoded, [self.prompt_ids(group.sample) for group in groups])
+
     @property
     def _pad_id(self) -> int:
         pad = self._tokenizer.pad_token_id

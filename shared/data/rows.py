@@ -63,6 +63,28 @@ def check_alignment(
         _check_places(groups, model, encoded)
 
 
+def check_prompts(groups: Sequence[Group], encoded: Encoded, prompts: Sequence[Sequence[int]]) -> None:
+    """Every sequence must begin with its own group's prompt.
+
+    Args:
+        groups: the micro-batch.
+        encoded: as one model sees it, in either layout.
+        prompts: each group's prompt, in the tokens of that model.
+
+    Raises:
+        AlignmentError: naming the sample.
+    """
+    ids = encoded.inputs["input_ids"].tolist()
+    joint = len(ids) == len(groups)
+    owners = [i for i, group in enumerate(groups) for _ in (group.responses if not joint else (0,))]
+    for row, owner in zip(ids, owners, strict=True):
+        if row[: len(prompts[owner])] != list(prompts[owner]):
+            raise AlignmentError(
+                f"sample {groups[owner].sample.id!r}: its sequence does not begin with its own prompt, as "
+                "this model reads it. Samples or models were mixed up, so the run stops."
+            )
+
+
 class _Place(NamedTuple):
     """Where a response stands in a model's sequences, if its first row is right."""
 

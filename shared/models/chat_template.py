@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import jinja2
 
@@ -96,6 +96,6 @@ def check_response(sample: Sample, token_ids: Sequence[int], vocabulary: Vocabul
         )
 
 
-def chat_of(messages: Sequence[Message]) -> list[Mapping[str, Any]]:
+def chat_of(messages: Sequence[Message]) -> list[dict[str, str]]:
     """Messages as a text model's template takes them."""
     return [{"role": message.role, "content": message.text} for message in messages]

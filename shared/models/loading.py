@@ -18,7 +18,7 @@ from shared.models.references import ModelRef, resolve_path
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 TOKENIZER_FILES = (
@@ -30,6 +30,7 @@ TOKENIZER_FILES = (
     "spiece.model",
     "tekken.json",
 )
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -126,32 +127,101 @@ def load_causal_lm(ref: ModelRef, *, dtype: torch.dtype) -> PreTrainedModel:
     Raises:
         UserError: not found, no weights, weights that do not fill the model, an unknown architecture.
     """
-    from transformers import AutoModelForCausalLM
-
     path = resolve_path(ref.name)
-    model: PreTrainedModel
     if path is not None and path.is_file():
         from shared.models import gguf
 
         with user_errors(ref):
-            model = gguf.load_model(_gguf_file(ref, path), dtype=dtype)
-    else:
-        if path is not None:
-            _require_weights(ref, path)
-        with user_errors(ref):
-            # the attention is left to transformers: SDPA for every model that has it, eager for the rest
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                **_pretrained_arguments(ref, path),
-                dtype=dtype,
-                trust_remote_code=ref.trust_remote_code,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-        model, report = loaded
-        _require_filled(ref, model, report)
-    if ref.lora is not None:
-        model = _merge_lora(model, ref.lora)
-    return model
+            model: PreTrainedModel = gguf.load_model(_gguf_file(ref, path), dtype=dtype)
+        return model if ref.lora is None else _merge_lora(model, ref.lora)
+    from transformers import AutoModelForCausalLM
+
+    return _load_folder(ref, path, AutoModelForCausalLM, dtype)
+
+
+def load_image_text_model(ref: ModelRef, *, dtype: torch.dtype) -> PreTrainedModel:
+    """A model with images and text in and text out, else as `load_causal_lm`.
+
+    Args:
+        ref: hub id or local folder.
+        dtype: of the weights.
+
+    Raises:
+        UserError: not found, no weights, weights that do not fill the model, an unknown architecture.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    return _load_folder(ref, _folder(ref), AutoModelForImageTextToText, dtype)
+
+
+def load_config(ref: ModelRef) -> PreTrainedConfig:
+    """The model's configuration.
+
+    Raises:
+        UserError: none there, or of an architecture that transformers does not know.
+    """
+    from transformers import AutoConfig
+
+    with user_errors(ref):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            **_pretrained_arguments(ref, _folder(ref)), trust_remote_code=ref.trust_remote_code
+        )
+    return config
+
+
+def load_processor(ref: ModelRef) -> ProcessorMixin:
+    """The model's processor, with the reference's chat template if it gives one.
+
+    Raises:
+        UserError: no processor files, ones that cannot be read, or a tokenizer alone.
+    """
+    from transformers import AutoProcessor
+
+    path = _folder(ref)
+    if path is not None and not any((path / file).is_file() for file in PROCESSOR_FILES):
+        raise UserError(
+            f"model {ref.name!r}: no processor in {path} (looked for {', '.join(PROCESSOR_FILES)}). Copy the "
+            "processor files of the original model into the folder."
+        )
+    with user_errors(ref):
+        processor: Any = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+            **_pretrained_arguments(ref, path), trust_remote_code=ref.trust_remote_code
+        )
+    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+        raise UserError(
+            f"model {ref.name!r}: {type(processor).__name__} does not prepare images and text. "
+            "Give a vision-language model, or use distill-text."
+        )
+    if ref.chat_template is not None:
+        processor.chat_template = _chat_template(ref.chat_template)
+    return processor  # type: ignore[no-any-return]
+
+
+def _load_folder(ref: ModelRef, path: Path | None, auto_class: Any, dtype: torch.dtype) -> PreTrainedModel:
+    if path is not None:
+        _require_weights(ref, path)
+    with user_errors(ref):
+        # the attention is left to transformers: SDPA for every model that has it, eager for the rest
+        model, report = auto_class.from_pretrained(
+            **_pretrained_arguments(ref, path),
+            dtype=dtype,
+            trust_remote_code=ref.trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    _require_filled(ref, model, report)
+    result: PreTrainedModel = model if ref.lora is None else _merge_lora(model, ref.lora)
+    return result
+
+
+def _folder(ref: ModelRef) -> Path | None:
+    path = resolve_path(ref.name)
+    if path is not None and path.is_file():
+        raise UserError(
+            f"model {ref.name!r} is a file. A vision-language model needs its processor beside its weights: "
+            "give a model folder or a hub id."
+        )
+    return path
 
 
 def _pretrained_arguments(ref: ModelRef, path: Path | None) -> dict[str, Any]:

@@ -248,6 +248,10 @@ def _prepare(trainee: Trainee, groups: Sequence[Group]) -> Prepared:
     if trainee.teacher is not None:
         encodings["teacher"] = trainee.teacher_adapter.encode(groups, layout=layouts.teacher)
     check_alignment(groups, encodings, trainee.vocabulary)
+    for adapter, encoded in zip(
+        (trainee.student_adapter, trainee.teacher_adapter), encodings.values(), strict=False
+    ):
+        adapter.check(groups, encoded)
     rows = response_rows(groups, encodings["student"], trainee.tasks)
     device = trainee.accelerator.device
     on_device = {name: to_device(encoded, device) for name, encoded in encodings.items()}
