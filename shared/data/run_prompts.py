@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shared.config import PromptsConfig
+from shared.data.decontamination import decontaminate, evaluation_texts, prompt_texts
 from shared.data.image_references import Handling, in_folder
 from shared.data.prompts import load_prompts
 from shared.errors import DataError
@@ -51,10 +52,19 @@ def load_run_prompts(
             f"{len(both)} prompts are in prompts.train and prompts.heldout ({', '.join(sorted(both)[:3])}). "
             "Figures on them would not be held out: take them out of one."
         )
+    notes += more
+    if config.decontamination is not None:
+        wanted = config.decontamination
+        texts = [*evaluation_texts(wanted.against)]
+        if wanted.heldout:
+            texts += prompt_texts(heldout, "prompts.heldout")
+        clean = decontaminate(train, texts, n=wanted.ngram)
+        train = clean.kept
+        notes += clean.notes()
     missing = [sample.source for sample in train if not sample.reference]
     if missing and "reference" in objective.sides:
         raise DataError(
             f"objective {objective.name!r} trains on reference answers, and {len(missing)} prompts have none "
             f"({', '.join(missing[:3])}). Add a `reference` to each row, or choose another objective."
         )
-    return RunPrompts(train, heldout, [*notes, *more])
+    return RunPrompts(train, heldout, notes)
