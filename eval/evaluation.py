@@ -65,8 +65,7 @@ def evaluate(
         return open_model(model, options, dtype=dtype, device=device)
 
     results = run_jobs(jobs, folder, opened, sandbox, batch_tokens=batch_tokens, speaker=speaker)
-    tasks = {job.task.name: job.task for job in jobs}
-    show_scores(results, tasks, speaker)
+    show_scores(results, {name: registry.task_in(folder / name) for name in results}, speaker)
     speaker.say(f"Records and scores are in {folder}")
     return results
 
@@ -86,24 +85,30 @@ def run_jobs(
         UserError: data that cannot be used, a folder of another model or of other settings.
     """
     with _alone_in(folder):
-        prepared = [prepare(job, folder) for job in jobs]
+        for task, settings in jobs:
+            if task.runner is not None:
+                task.runner.check(settings, starting=True)
+        prepared = [prepare(job, folder) for job in jobs if job.task.runner is None]
         model = opened()
         pin_model(folder, model)
+        results: Scores = {}
         for each in prepared:
             predict(each, model, batch_tokens=batch_tokens, speaker=speaker)
+        for task, settings in jobs:
+            if task.runner is not None:
+                place = folder / task.name
+                results[task.name] = task.runner.run(
+                    settings, model, place, batch_tokens=batch_tokens, speaker=speaker
+                )
         del model  # a judge may need its memory
         speaker.stage("Scoring")
-        return {
-            each.job.task.name: score_task(
-                each.folder,
-                each.job.task,
-                each.job.settings,
-                sandbox,
-                speaker=speaker,
-                judging=make_judging(each.job.settings.judge, speaker),
+        for each in prepared:
+            task, settings = each.job
+            judging = make_judging(settings.judge, speaker)
+            results[task.name] = score_task(
+                each.folder, task, settings, sandbox, speaker=speaker, judging=judging
             )
-            for each in prepared
-        }
+        return {job.task.name: results[job.task.name] for job in jobs}
 
 
 def score_again(
@@ -116,10 +121,13 @@ def score_again(
     """
     registry = Registry(includes)
     sandbox = sandbox_maker(allow_unsafe_execution=allow_unsafe_execution)
-    tasks = {each.name: registry.task(each.name) for each in task_folders(folder)}
+    tasks = {each.name: registry.task_in(each) for each in task_folders(folder)}
     results = {}
     with _alone_in(folder):
         for name, task in tasks.items():
+            if task.runner is not None:
+                speaker.say(f"  {name} scores when it is run: the same distill-eval run command does it anew")
+                continue
             text = (folder / name / "settings.json").read_text(encoding="utf-8")
             settings = TaskSettings.model_validate_json(text)
             results[name] = score_task(

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eval.datasets import load_questions
 from eval.evaluation import pin_model, run_jobs
@@ -59,7 +59,9 @@ def check_tasks(evaluation: EvaluationConfig, *, accepts_images: bool, starting:
             )
         if settings.judge is not None:
             _check_judge(settings.judge.model)
-        if starting or settings.data.path is not None or not isinstance(task.data, Hub):
+        if task.runner is not None:
+            task.runner.check(settings, starting=starting)
+        elif starting or settings.data.path is not None or not isinstance(task.data, Hub):
             with tempfile.TemporaryDirectory() as images:
                 load_questions(
                     task, settings.data, limit=settings.limit, image_folder=Path(images), find_images=shown
@@ -109,7 +111,7 @@ def compare_tasks(run: Run) -> Comparison | None:
     folder = run.workspace.folder / "evaluation"
     compared = compare([folder / role for role in ROLES], registry)
     evaluation, metrics = compared.evaluations["student"], compared.metrics
-    headlines = [_headline(compared, name) for name in compared.tasks]
+    headlines = [metric for name in compared.tasks if (metric := _headline(compared, name))]
     figures = []
     for metric in headlines:
         of = {role: scores[metric] for role, scores in evaluation.scores.items()}
@@ -133,37 +135,45 @@ def compare_tasks(run: Run) -> Comparison | None:
     )
 
 
-def _headline(compared: Compared, task: str) -> str:
+def _headline(compared: Compared, task: str) -> str | None:
     """The first metric that all three have: a question without a reference has no ROUGE-L, for one."""
     scores = compared.evaluations["student"].scores
     names = [f"{task}/{key}" for key in compared.tasks[task].metrics]
-    return next(name for name in names if all(name in of_role for of_role in scores.values()))
+    return next((name for name in names if all(name in of_role for of_role in scores.values())), None)
 
 
 def _have(job: Job, folder: Path, opened: Opened, run: Run) -> bool:
     """Whether the task is finished in the folder, or was in that of another run, from where it is copied."""
-    prepared = prepare(job, folder)
+    name, place = job.task.name, folder / job.task.name
+    folder.mkdir(parents=True, exist_ok=True)
     pin_model(folder, opened)
-    if (prepared.folder / FINISHED).exists():
-        return True
-    task = job.task.name
-    for path in sorted(run.workspace.folder.parent.glob(f"*/evaluation/*/{task}/{FINISHED}")):
-        other = path.parent
-        if _identity(other) == _identity(prepared.folder):
-            run.speaker.say(f"  {task}: taken from {other}")
-            with committed_folder(prepared.folder) as target:
-                shutil.copytree(other, target, dirs_exist_ok=True)
+    if job.task.runner is None:
+        prepare(job, folder)
+    wanted = _identity(place, job)
+    for path in [place, *sorted(run.workspace.folder.parent.glob(f"*/evaluation/*/{name}"))]:
+        if (path / FINISHED).exists() and _identity(path, job) == wanted:
+            if path != place:
+                run.speaker.say(f"  {name}: taken from {path}")
+                with committed_folder(place) as target:
+                    shutil.copytree(path, target, dirs_exist_ok=True)
             return True
     return False
 
 
-def _identity(folder: Path) -> object:
+def _identity(folder: Path, job: Job) -> object:
     """All that a task's scores depend on: the model, questions and sampling, and what scored them."""
-    model, task, settings = (
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in (folder.parent / "model.json", folder / "task.json", folder / "settings.json")
-    )
-    return model["fingerprint"], task, settings["judge"], settings["clip_model"]
+
+    def read(path: Path) -> Any:
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    fingerprint = read(folder.parent / "model.json")["fingerprint"]
+    if job.task.runner is not None:  # its questions are known to its settings alone
+        finished = (folder / FINISHED).exists()
+        version = read(folder / "task.json")["version"] if finished else job.task.version
+        settings = read(folder / "settings.json") if finished else job.settings.model_dump(mode="json")
+        return fingerprint, version, settings
+    settings = read(folder / "settings.json")
+    return fingerprint, read(folder / "task.json"), settings["judge"], settings["clip_model"]
 
 
 def _check_judge(name: str) -> None:

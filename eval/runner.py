@@ -64,7 +64,7 @@ def prepare(job: Job, folder: Path) -> Prepared:
         ),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    _pin(folder / "task.json", identity)
+    pin(folder / "task.json", identity)
     write_atomically(folder / "settings.json", settings.model_dump_json(indent=1))
     write_atomically(folder / "clusters.json", json.dumps(clusters))
     write_atomically(folder / "questions.jsonl", write_questions(questions))
@@ -167,7 +167,7 @@ class _Hashes:
         return self._known[path]
 
 
-def _pin(path: Path, identity: Mapping[str, Any]) -> None:
+def pin(path: Path, identity: Mapping[str, Any]) -> None:
     """Write what a task's folder is of, or refuse it where it is of something else."""
     wanted = json.loads(json.dumps(identity))
     if not path.exists():

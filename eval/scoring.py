@@ -158,9 +158,9 @@ def _record(row: _Answered, scored: Scored, judged: Mapping[str, float], cluster
         values={**scored.values, **judged},
         note=scored.note,
         cluster=cluster,
-        prompt_tokens=_total(usage and usage.prompt_tokens for usage in usages),
-        reply_tokens=_total(usage and usage.response_tokens for usage in usages),
-        seconds=_total(usage and usage.seconds for usage in usages),
+        prompt_tokens=total(usage and usage.prompt_tokens for usage in usages),
+        reply_tokens=total(usage and usage.response_tokens for usage in usages),
+        seconds=total(usage and usage.seconds for usage in usages),
     )
 
 
@@ -181,9 +181,9 @@ def _summary(
         "replies": len(records),
         "scores": scores(task, records),
         "finish_reasons": {name: last.count(name) for name in sorted(set(last))},
-        "prompt_tokens": _total(record.prompt_tokens for record in records),
-        "reply_tokens": _total(record.reply_tokens for record in records),
-        "seconds": _total(record.seconds for record in records),
+        "prompt_tokens": total(record.prompt_tokens for record in records),
+        "reply_tokens": total(record.reply_tokens for record in records),
+        "seconds": total(record.seconds for record in records),
         **({} if judged is None else {"judge": judged.summary}),
     }
 
@@ -215,7 +215,7 @@ def _clusters(folder: Path) -> dict[str, str | None]:
     return dict(zip(names, json.loads((folder / "clusters.json").read_text(encoding="utf-8")), strict=True))
 
 
-def _total(values: Iterable[Any]) -> Any:
+def total(values: Iterable[Any]) -> Any:
     """The sum, or None where a part of it is not known."""
     known = list(values)
     return None if any(value is None for value in known) else sum(known)

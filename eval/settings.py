@@ -50,6 +50,9 @@ class TaskSettings(Section):
         "shown", description="removed: the control that shows what a model knows without looking"
     )
     over_length: Literal["fail", "drop"] = Field("fail", description="prompts that do not fit the context")
+    num_fewshot: int | None = Field(
+        None, ge=0, description="worked examples, of lm_eval's and lmms_eval's tasks"
+    )
     judge: JudgeChoice | None = None
     clip_model: str | None = Field(None, description="open_clip model for CLIPScore of captions")
 
@@ -82,6 +85,8 @@ def task_settings(task: Task, values: dict[str, Any], *, source: str) -> TaskSet
         idle.append("judge (its answers are checked without one)")
     if settings.clip_model is not None and task.family != "caption":
         idle.append("clip_model (it is no captioning task)")
+    if settings.num_fewshot is not None and task.runner is None:
+        idle.append("num_fewshot (its prompt has no worked examples)")
     if settings.samples > 1 and settings.sampling(task).temperature == 0:
         idle.append("samples at temperature 0 (all would be the same): set a temperature such as 0.2")
     if settings.data.annotations is not None and settings.data.path is None:
@@ -90,6 +95,8 @@ def task_settings(task: Task, values: dict[str, Any], *, source: str) -> TaskSet
         idle.append("data.split (the data is a file)")
     if idle:
         raise ConfigError(f"{source}: no effect of {'; '.join(idle)} on {task.name}. Remove it.")
+    if task.runner is not None:
+        task.runner.check(settings, starting=False)
     return settings
 
 

@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from eval.bridges import bridged_task, is_bridged
 from eval.settings import TaskSettings, merged, nested, task_settings
 from eval.task import Task
 from eval.tasks import TASKS
@@ -68,6 +69,8 @@ class Registry:
         """
         if name in self._included:
             return self._included[name]
+        if is_bridged(name):
+            return bridged_task(name)
         if name in TASKS:
             task: Task = importlib.import_module(TASKS[name]).TASK
             return task
@@ -79,8 +82,16 @@ class Registry:
                 return loaded
         raise UserError(
             unknown_name("task or suite", name, {*self.names(), *SUITES})
-            + " A file of your own: --include FILE.py."
+            + " A file of your own: --include FILE.py. Of other harnesses: lm_eval:NAME, lmms_eval:NAME."
         )
+
+    def task_in(self, folder: Path) -> Task:
+        """The task of an evaluated folder, which is named like it."""
+        if not is_bridged(folder.name):
+            return self.task(folder.name)
+        from eval.bridges.bridge import task_in  # it needs what needs this module
+
+        return task_in(folder)
 
     def jobs(self, names: Sequence[str], words: Sequence[str] = ()) -> list[Job]:
         """The tasks that names stand for, each once, with their settings.

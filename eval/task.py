@@ -7,11 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from eval.scores import Metric
 from shared.errors import UserError, nearest
 from shared.types import FinishReason, ImagePart, Message, Part, Sample, Sampling, TaskName, TextPart
+
+if TYPE_CHECKING:
+    from eval.models import Opened
+    from eval.settings import TaskSettings
+    from shared.progress import Speaker
 
 
 class RowError(UserError):
@@ -183,6 +189,24 @@ class Tools(Protocol):
         ...
 
 
+class Runner(Protocol):
+    """A task that asks and scores in a way of its own, in place of `read` and `score`."""
+
+    def check(self, settings: TaskSettings, *, starting: bool) -> None:
+        """Refuse what cannot be used before a model is loaded; `starting`: with all that takes a while.
+
+        Raises:
+            UserError: settings without effect, data that cannot be had.
+        """
+        ...
+
+    def run(
+        self, settings: TaskSettings, opened: Opened, folder: Path, *, batch_tokens: int, speaker: Speaker
+    ) -> dict[str, Any]:
+        """Ask the model, score, and write `task.json`, `settings.json`, records and `scores.json`."""
+        ...
+
+
 Scorer = Callable[[Sequence[Reply], Tools], Iterable[Scored]]
 Values = Mapping[str, float]
 
@@ -193,8 +217,8 @@ class Task:
 
     Attributes:
         name: As on the command line.
-        version: Raise it whenever prompt, data reading or scoring change: scores of different versions are
-            not compared.
+        version: A number; raise it whenever prompt, data reading or scoring change: scores of different
+            versions are not compared.
         family: What kind of sample it is.
         summary: One line for `list`.
         data: Where the rows come from if no path is given: a hub data set or `pkg://PACKAGE/FILE`; None
@@ -210,10 +234,11 @@ class Task:
         images: Whether questions have images.
         runs_code: Whether scoring runs what the model wrote.
         judged: Whether a judge can grade the replies.
+        runner: Asks and scores by itself, where `read` and `score` do not do.
     """
 
     name: str
-    version: int
+    version: int | str
     family: TaskName
     summary: str
     data: Hub | str | None
@@ -227,6 +252,7 @@ class Task:
     images: bool = False
     runs_code: bool = False
     judged: bool = False
+    runner: Runner | None = None
 
 
 def each(score: Callable[[Reply], Scored]) -> Scorer:
