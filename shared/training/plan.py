@@ -13,6 +13,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 
+# A pass costs as much as this share of its token budget even without tokens: weights are read, gradients added
+# up, kernels started. Measured in benchmarks/scaling.py.
+RUNS_PER_BUDGET = 32
+
+
 class MicroBatch(NamedTuple):
     """Pairs of one forward and backward pass. With `counts` False: only to keep processes in step."""
 
@@ -54,14 +59,29 @@ def plan_round(
 
 
 def fill(ordered: Sequence[int], tokens: Sequence[int], budget: int) -> list[list[int]]:
-    """Cut indices, ascending by their tokens, into runs of at most `budget` padded tokens, or of one."""
-    groups: list[list[int]] = []
-    for index in ordered:  # ascending, so the newcomer is the longest of its group
-        if groups and (len(groups[-1]) + 1) * tokens[index] <= budget:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups
+    """Cut indices, ascending by their tokens, into the runs that are cheapest to compute.
+
+    A run costs its padded tokens, of which it may have `budget` (or be alone), and a fixed share of the budget
+    for being one more: so lengths that differ much are not padded to each other only to fill a budget.
+    """
+    overhead = budget / RUNS_PER_BUDGET
+    # cheapest[j]: of the first j, with the start of the last run; ties go to the longer last run
+    cheapest: list[tuple[float, int]] = [(0.0, 0)]
+    for stop in range(1, len(ordered) + 1):
+        longest = tokens[ordered[stop - 1]]
+        first = max(0, min(stop - 1, stop - budget // max(1, longest)))
+        cheapest.append(
+            min(
+                (cheapest[start][0] + (stop - start) * longest + overhead, start)
+                for start in range(first, stop)
+            )
+        )
+    runs, stop = [], len(ordered)
+    while stop:
+        start = cheapest[stop][1]
+        runs.append(list(ordered[start:stop]))
+        stop = start
+    return runs[::-1]
 
 
 def padding_share(steps: Sequence[Step], tokens: Sequence[int], used: Sequence[int], sequences: int) -> float:
