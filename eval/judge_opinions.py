@@ -130,8 +130,14 @@ class Summary:
     length_controlled_stderr: float | None = None
 
 
-def summarise_pairs(items: Sequence[Item], opinions: Sequence[PairOpinion]) -> Summary:
-    """The win rate, plain and length-controlled, with what speaks against it."""
+def summarise_pairs(
+    items: Sequence[Item], opinions: Sequence[PairOpinion], *, clusters: Sequence[str] | None = None
+) -> Summary:
+    """The win rate, plain and length-controlled, with what speaks against it.
+
+    `clusters` says which items belong together, as the turns of one reply do: the standard error counts them
+    once (that of the length-controlled rate does not).
+    """
     rate = win_rate(
         [opinion.preference for opinion in opinions],
         model_lengths=[len(item.answer) for item in items],
@@ -145,6 +151,7 @@ def summarise_pairs(items: Sequence[Item], opinions: Sequence[PairOpinion]) -> S
         [opinion.bounds for opinion in opinions],
         [verdict for opinion in opinions for verdict in (opinion.answer_first, opinion.answer_second)],
         middle=0.5,
+        clusters=clusters,
         places=Places(
             len(disagreements), sum(disagreements), followed.count("first"), followed.count("second")
         ),
@@ -153,14 +160,15 @@ def summarise_pairs(items: Sequence[Item], opinions: Sequence[PairOpinion]) -> S
     )
 
 
-def summarise_ratings(opinions: Sequence[RatingOpinion]) -> Summary:
-    """The mean grade."""
+def summarise_ratings(opinions: Sequence[RatingOpinion], *, clusters: Sequence[str] | None = None) -> Summary:
+    """The mean grade; `clusters` as for pairs."""
     return _summary(
         "rating",
         [opinion.rating for opinion in opinions],
         [opinion.bounds for opinion in opinions],
         [opinion.opinion for opinion in opinions],
         middle=MIDDLE_RATING,
+        clusters=clusters,
     )
 
 
@@ -215,11 +223,12 @@ def _summary(
     opinions: Sequence[Opinion[V]],
     *,
     middle: float,
+    clusters: Sequence[str] | None,
     places: Places | None = None,
     length_controlled: float | None = None,
     length_controlled_stderr: float | None = None,
 ) -> Summary:
-    mean = estimate(values)
+    mean = estimate(values, clusters)
     return Summary(
         metric=metric,
         score=mean.value,

@@ -9,7 +9,7 @@ from typing import Any
 
 from eval.judge import JudgeSettings, controls, judge_answers, judge_pairs
 from eval.judge_opinions import Summary, doubts, summarise_pairs, summarise_ratings
-from eval.judge_prompts import Item, item_of
+from eval.judge_prompts import Item, question_text
 from eval.models import open_model
 from eval.scoring import Judged, Judging
 from eval.settings import JudgeChoice
@@ -24,7 +24,8 @@ def make_judging(choice: JudgeChoice | None, speaker: Speaker) -> Judging | None
         return None
 
     def judge(replies: Sequence[Reply], folder: Path) -> Judged:
-        items = [_item(reply, choice) for reply in replies]
+        turns = [_items(reply, choice) for reply in replies]  # of each reply, an item a turn that is judged
+        items = [item for asked in turns for item in asked]
         opened = open_model(choice.model, {})
         settings = JudgeSettings(
             max_new_tokens=choice.max_new_tokens,
@@ -47,13 +48,14 @@ def make_judging(choice: JudgeChoice | None, speaker: Speaker) -> Judging | None
 
         found = opinions(items, "replies")
         summary = _summarise(choice, items, found)
+        values = iter([_value(choice, opinion) for opinion in found])
         checks = {
             name: _summarise(choice, asked, opinions(asked, name))
             for name, asked in _controls(choice, items).items()
             if asked
         }
         return Judged(
-            [_values(choice, opinion) for opinion in found],
+            [_of_reply(choice, [next(values) for _ in asked]) for asked in turns],
             {
                 **asdict(summary),
                 "controls": {name: asdict(check) for name, check in checks.items()},
@@ -64,18 +66,30 @@ def make_judging(choice: JudgeChoice | None, speaker: Speaker) -> Judging | None
     return judge
 
 
-def _item(reply: Reply, choice: JudgeChoice) -> Item:
-    question = reply.question
-    if choice.mode == "pairwise" and not question.references:
+def _items(reply: Reply, choice: JudgeChoice) -> list[Item]:
+    """Every turn with the conversation before it, the model's own replies included.
+
+    Compared with the reference, a turn that has none is left out.
+    """
+    question, pairwise = reply.question, choice.mode == "pairwise"
+    last = question.references[0] if question.references else None
+    references = question.data.get("references") or [*[None] * (question.turns - 1), last]
+    items = []
+    for turn, answer in enumerate(reply.texts):
+        reference = references[turn] if turn < len(references) else None
+        if pairwise and not reference:
+            continue
+        sample = question.sample("instruction", reply.texts[:turn])
+        name = f"{question.id}#{reply.draw}" + (f"/turn-{turn + 1}" if question.turns > 1 else "")
+        # what the reply is compared with is no hint for the judge
+        hint, baseline = (None, reference) if pairwise else (reference or None, None)
+        items.append(Item(name, question_text(sample), answer, baseline, hint, sample.images))
+    if not items:
         raise UserError(
             f"the judge is to compare with the reference, and {question.id!r} has none. Set judge.mode=single"
             " to have each reply graded by itself."
         )
-    sample = question.sample("instruction", reply.texts[:-1])
-    item = item_of(sample, reply.text, question.references[0] if choice.mode == "pairwise" else None)
-    # the reference is what the reply is compared with, so it is no hint for the judge; and draws have names
-    hint = None if choice.mode == "pairwise" else item.reference
-    return item._replace(sample_id=f"{question.id}#{reply.draw}", reference=hint)
+    return items
 
 
 def _controls(choice: JudgeChoice, items: Sequence[Item]) -> dict[str, list[Item]]:
@@ -87,10 +101,18 @@ def _controls(choice: JudgeChoice, items: Sequence[Item]) -> dict[str, list[Item
 
 
 def _summarise(choice: JudgeChoice, items: Sequence[Item], opinions: Any) -> Summary:
+    questions = [item.sample_id.rpartition("#")[0] for item in items]
     if choice.mode == "pairwise":
-        return summarise_pairs(items, opinions)
-    return summarise_ratings(opinions)
+        return summarise_pairs(items, opinions, clusters=questions)
+    return summarise_ratings(opinions, clusters=questions)
 
 
-def _values(choice: JudgeChoice, opinion: Any) -> Mapping[str, float]:
-    return {"win_rate": opinion.preference} if choice.mode == "pairwise" else {"rating": opinion.rating}
+def _value(choice: JudgeChoice, opinion: Any) -> float:
+    return float(opinion.preference if choice.mode == "pairwise" else opinion.rating)
+
+
+def _of_reply(choice: JudgeChoice, turns: Sequence[float]) -> Mapping[str, float]:
+    """The mean over turns, and each by itself where there are several."""
+    name = "win_rate" if choice.mode == "pairwise" else "rating"
+    each = {f"{name}_turn_{turn}": value for turn, value in enumerate(turns, start=1)}
+    return {name: sum(turns) / len(turns), **(each if len(turns) > 1 else {})}

@@ -5,11 +5,17 @@ from __future__ import annotations
 from eval.instructions import METRICS, QUOTIENTS, SAMPLING, score
 from eval.task import Hub, Question, Row, Task
 
+TURNS = {
+    f"{name}_turn_{turn}": METRICS[name]._replace(title=f"{METRICS[name].title}, turn {turn}")
+    for name in ("rating", "win_rate")
+    for turn in (1, 2)
+}
+
 
 def read(row: Row) -> Question:
     """A row of the data set."""
     first, *following = row.texts("turns", "prompt")
-    references = row.get("reference") or []
+    references = list(row.get("reference") or [])
     if row.get("choices"):  # a file of reference answers as FastChat writes it, joined by data.annotations
         references = row["choices"][0]["turns"]
     return Question(
@@ -17,18 +23,19 @@ def read(row: Row) -> Question:
         first,
         references=tuple(references[-1:]) if references and references[-1] else (),
         follow_ups=tuple(following),
+        data={"references": references},  # of every turn, for a judge
     )
 
 
 TASK = Task(
     name="mt_bench",
-    version=1,
+    version=2,
     family="instruction",
     summary="80 questions of two turns; a judge is needed, few have references",
     data=Hub("HuggingFaceH4/mt_bench_prompts", "train"),
     columns="question_id, turns (or prompt): two questions, reference (two answers; optional)",
     read=read,
-    metrics=METRICS,
+    metrics=METRICS | TURNS,
     score=score,
     sampling=SAMPLING,
     quotients=QUOTIENTS,

@@ -268,6 +268,58 @@ def test_a_judge_without_references_must_grade(tmp_path, monkeypatch):
     assert "rouge_l" not in results["vicuna"]["scores"]
 
 
+def two_turns(folder: Path) -> str:
+    rows = [
+        {"question_id": 7, "turns": ["Count to two.", "And on."], "reference": ["one two", "three four"]},
+        {"question_id": 8, "turns": ["Say a.", "Say b."], "reference": ["a", "b"]},
+    ]
+    return f"data.path={write_rows(folder / 'two.jsonl', rows)}"
+
+
+def test_a_judge_sees_every_turn_with_the_models_own_replies_before_it(tmp_path, monkeypatch):
+    def say(request: Request) -> str:
+        if request.role != "judge":
+            return f"reply {request.round + 1} to {request.sample.id}"
+        text = request.sample.messages[0].text
+        return f"Rating: {2 if 'reply 2' in text else 9 if 'reply 1 to 8' in text else 6}"
+
+    engine = ToldEngine(say)
+    told_model(monkeypatch, engine)
+    words = (two_turns(tmp_path), "judge.model=judge", "judge.mode=single")
+    results = run_tasks("told", "mt_bench", *words, output=tmp_path / "out")["mt_bench"]
+    # 6 and 2 for the one, 9 and 2 for the other
+    assert results["scores"]["rating"]["value"] == pytest.approx((4 + 5.5) / 2)
+    assert results["scores"]["rating"]["n"] == 2
+    assert results["scores"]["rating_turn_1"]["value"] == 7.5
+    assert results["scores"]["rating_turn_2"]["value"] == 2.0
+    assert results["judge"]["n"] == 4
+    assert results["judge"]["stderr"] == pytest.approx(0.75)  # of two questions, not of four turns
+    asked_of_judge = [r for r in engine.asked if r.role == "judge"][:4]  # the controls come after
+    prompts = {r.sample.id: r.sample.messages[0].text for r in asked_of_judge}
+    second = prompts["7#0/turn-2"]
+    asked, answer = second.index("[request"), second.index("[answer")
+    assert "Assistant:\nreply 1 to 7\n\nUser:\nAnd on." in second[asked:answer]
+    assert "three four" in second[asked:answer] and "one two" not in second  # the hint is of this turn
+    assert "reply 2 to 7" in second[answer:] and "reply 2" not in prompts["7#0/turn-1"]
+    assert "one two" in prompts["7#0/turn-1"] and "And on." not in prompts["7#0/turn-1"]
+
+
+def test_turns_are_compared_with_their_own_references(tmp_path, monkeypatch):
+    def say(request: Request) -> str:
+        if request.role != "judge":
+            return "mine"
+        text = request.sample.messages[0].text
+        first = text[text.index("[answer A") : text.index("[answer B")]
+        mine_first = "mine" in first
+        wins = "three four" in text or "\nb\n" in text  # the second turn is won
+        return f"Verdict: {'A' if mine_first == wins else 'B'}"
+
+    told_model(monkeypatch, ToldEngine(say))
+    results = run_tasks("told", "mt_bench", two_turns(tmp_path), "judge.model=j", output=tmp_path / "out")
+    scores = {name: one["value"] for name, one in results["mt_bench"]["scores"].items()}
+    assert (scores["win_rate_turn_1"], scores["win_rate_turn_2"], scores["win_rate"]) == (0.0, 1.0, 0.5)
+
+
 OWN = """
 from eval.scores import Metric
 from eval.task import Question, Reply, Row, Scored, Task, each
