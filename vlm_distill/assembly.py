@@ -6,13 +6,13 @@ transformers loads after `import vlm_distill`. The README of the folder says whi
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from shared.config import Section
+from shared.durable import committed_folder
 from shared.errors import UserError
 from shared.models.references import resolve_path
 from vlm_distill.language import CHAT_TEMPLATE, IMAGE_TOKEN, LanguageSpec
@@ -77,14 +77,10 @@ def assemble(spec: AssemblySpec, folder: Path, *, seed: int) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{str(folder)!r} is not empty. Assemble into a new folder.")
     made = build(spec, seed=seed)
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    made.model.save_pretrained(unfinished)
-    made.processor.save_pretrained(unfinished)
-    (unfinished / "README.md").write_text(made.card, encoding="utf-8")
-    if folder.exists():
-        folder.rmdir()
-    unfinished.rename(folder)
+    with committed_folder(folder) as unfinished:
+        made.model.save_pretrained(unfinished)
+        made.processor.save_pretrained(unfinished)
+        (unfinished / "README.md").write_text(made.card, encoding="utf-8")
 
 
 def build(spec: AssemblySpec, *, seed: int) -> Assembled:

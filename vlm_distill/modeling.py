@@ -86,10 +86,6 @@ class OpenClipVisionModel(PreTrainedModel):
         super().__init__(config)
         with torch.device("cpu"):  # timm computes values that a meta device cannot hold
             self.tower = build_tower(config.to_dict())
-        for module in self.tower.modules():  # from_pretrained leaves buffers that are not saved empty
-            for name in list(module._non_persistent_buffers_set):
-                buffer = module.get_buffer(name)
-                module.register_buffer(name, buffer.clone())
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -10,7 +10,7 @@ Shapes in names: B images, C channels, H and W of the grid, P = H * W patch toke
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -20,7 +20,6 @@ from shared.config import Section
 from shared.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
 SCHEMES = ("hf-hub:", "local-dir:")
@@ -86,38 +85,38 @@ def open_tower(spec: TowerSpec, *, seed: int = 0) -> Tower:
     import torch
 
     clip_config, preprocess, weights = resolve(spec)
-    clip_config["vision_cfg"].update(patch_dropout=0.0, timm_model_pretrained=False)
-    config = {
-        "embed_dim": clip_config.get("embed_dim", EMBED_DIM),
-        "vision_cfg": clip_config["vision_cfg"],
-        "quick_gelu": bool(clip_config.get("quick_gelu", False)),
-    }
+    vision = clip_config["vision_cfg"]
+    own_size, size = vision["image_size"], spec.image_size or vision["image_size"]
+    vision["image_size"] = size
+    config = {key: clip_config[key] for key in CONFIG_KEYS}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        module = _build(config, spec)
-    size = spec.image_size or config["vision_cfg"].get("image_size", 224)
-    if weights is not None:
-        load_weights(module, weights)
-    config["vision_cfg"]["image_size"] = size
-    _set_image_size(module, size)
-    maps = _feature_maps(module, config)
-    if not -len(maps) <= spec.layer < len(maps):
+        module = _build(config, _source(spec))
+    whole = module.state_dict().keys()
+    set_image_size(module, own_size)  # of a timm model, that its weights were trained with
+    layers = len(_feature_maps(module, None))
+    if not -layers <= spec.layer < layers:
         raise UserError(
-            f"vision.layer {spec.layer}: this tower gives the features of {len(maps)} blocks, so use "
-            f"{-len(maps)} to {len(maps) - 1}."
+            f"vision.layer {spec.layer}: this tower gives the features of {layers} blocks, so use "
+            f"{-layers} to {layers - 1}."
         )
-    config["layer"] = spec.layer % len(maps)
-    config["hidden_size"], *config["grid"] = maps[config["layer"]].shape[1:]
+    config["layer"] = spec.layer % layers
     cut(module, config["layer"])
+    if weights is not None:
+        load_weights(module, weights, whole=whole)
+    set_image_size(module, size)
+    config["hidden_size"], *config["grid"] = _feature_maps(module, [config["layer"]])[0].shape[1:]
     preprocess["size"] = size
+    _save_all_buffers(module)
     return Tower(module, config, preprocess, _source(spec))
 
 
 def build_tower(config: Mapping[str, Any]) -> nn.Module:
     """The tower of a stored configuration, cut, with random weights."""
-    module = _build(config, None)
-    _set_image_size(module, config["vision_cfg"]["image_size"])
+    module = _build(config, "a stored configuration")
+    set_image_size(module, config["vision_cfg"]["image_size"])
     cut(module, config["layer"])
+    _save_all_buffers(module)
     return module
 
 
@@ -149,7 +148,11 @@ def cut(tower: nn.Module, layer: int) -> None:
 
 
 def resolve(spec: TowerSpec) -> tuple[dict[str, Any], dict[str, Any], Path | None]:
-    """What a tower is named by: its open_clip configuration, its preprocessing and its file of weights."""
+    """What a tower is named by: its open_clip configuration, its preprocessing and its file of weights.
+
+    Raises:
+        UserError: an unknown name, configuration key or tag; no weights where there should be some.
+    """
     import open_clip
     from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
@@ -157,8 +160,9 @@ def resolve(spec: TowerSpec) -> tuple[dict[str, Any], dict[str, Any], Path | Non
     weights: Path | None = None
     if not isinstance(spec.model, str):
         clip_config: dict[str, Any] = json.loads(json.dumps(spec.model))
-        unknown = clip_config.keys() - {*CONFIG_KEYS, "text_cfg"}
-        if unknown or not isinstance(clip_config.get("vision_cfg"), dict):
+        if clip_config.keys() - {*CONFIG_KEYS, "text_cfg"} or not isinstance(
+            clip_config.get("vision_cfg"), dict
+        ):
             raise UserError(
                 f"vision.model has the keys {', '.join(map(repr, clip_config))}; a configuration of "
                 f"open_clip has {', '.join(CONFIG_KEYS)}, of which vision_cfg is needed."
@@ -174,12 +178,25 @@ def resolve(spec: TowerSpec) -> tuple[dict[str, Any], dict[str, Any], Path | Non
     if spec.weights is not None:
         weights, own = _weights_of(spec, spec.weights)
         preprocess = merge_preprocess_dict(preprocess, own)
-    overrides = spec.preprocess.model_dump(exclude_none=True)
-    return clip_config, merge_preprocess_dict(preprocess, overrides), weights
+    clip_config.setdefault("embed_dim", EMBED_DIM)
+    clip_config.setdefault("quick_gelu", False)
+    clip_config["vision_cfg"].setdefault("image_size", 224)
+    # nothing is fetched unasked, and no patch is dropped: a model has as many image tokens as its prompts
+    clip_config["vision_cfg"].update(timm_model_pretrained=False, patch_dropout=0.0)
+    return (
+        clip_config,
+        merge_preprocess_dict(preprocess, spec.preprocess.model_dump(exclude_none=True)),
+        weights,
+    )
 
 
-def load_weights(tower: nn.Module, path: Path) -> None:
-    """Fill a whole tower from a file of its own weights, or of a CLIP model that has it.
+def load_weights(tower: nn.Module, path: Path, *, whole: Collection[str]) -> None:
+    """Fill a tower from a file of its weights, or of a CLIP model that has it.
+
+    Args:
+        tower: cut or not.
+        path: of safetensors.
+        whole: the names of all weights of the tower before it was cut; others are refused.
 
     Raises:
         UserError: not safetensors, or weights that are missing, superfluous or of another shape.
@@ -193,16 +210,17 @@ def load_weights(tower: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise UserError(f"weights {str(path)!r} do not exist.")
     state = load_file(path)
-    if not any(name.startswith("visual.") for name in state):
-        state = {f"visual.{name}": tensor for name, tensor in state.items()}
-    state = {name: tensor for name, tensor in state.items() if name.startswith("visual.")}
+    if any(name.startswith("visual.") for name in state):
+        state = {n.removeprefix("visual."): t for n, t in state.items() if n.startswith("visual.")}
+    superfluous = state.keys() - set(whole)
     holder = nn.Module()
     holder.visual = tower
+    state = {f"visual.{name}": tensor for name, tensor in state.items()}
     resize_pos_embed(state, holder)
     own = holder.state_dict()
     wrong = sorted(
         [f"{name} is missing" for name in own.keys() - state.keys()]
-        + [f"{name} is unknown" for name in state.keys() - own.keys()]
+        + [f"{name} is unknown" for name in superfluous]
         + [
             f"{name} is {tuple(state[name].shape)}, here {tuple(own[name].shape)}"
             for name in own.keys() & state.keys()
@@ -214,10 +232,23 @@ def load_weights(tower: nn.Module, path: Path) -> None:
             f"the weights {str(path)!r} are not those of this tower ({len(wrong)} differences: "
             f"{'; '.join(wrong[:3])}). Name the tower that they were trained with."
         )
-    holder.load_state_dict(state)
+    holder.load_state_dict({name: state[name] for name in own})
 
 
-def _build(config: Mapping[str, Any], spec: TowerSpec | None) -> nn.Module:
+def set_image_size(tower: nn.Module, size: Any) -> None:
+    """Resize a timm model, which is built for its default size; other towers were built for theirs."""
+    from open_clip.timm_model import TimmModel
+
+    height, width = (size, size) if isinstance(size, int) else size
+    if isinstance(tower, TimmModel):
+        default = tuple(tower.trunk.default_cfg.get("input_size", (3, 224, 224))[1:])
+        patches = getattr(tower.trunk, "patch_embed", None)
+        if tuple(getattr(patches, "img_size", None) or default) != (height, width):
+            tower.set_input_size((height, width))
+        tower.image_size = (height, width)
+
+
+def _build(config: Mapping[str, Any], name: str) -> nn.Module:
     from open_clip.model import _build_vision_tower
 
     try:
@@ -225,35 +256,30 @@ def _build(config: Mapping[str, Any], spec: TowerSpec | None) -> nn.Module:
             config["embed_dim"], dict(config["vision_cfg"]), quick_gelu=config["quick_gelu"]
         )
     except (TypeError, RuntimeError, AssertionError, ValueError) as error:
-        named = "a stored tower" if spec is None else f"vision.model {_source(spec)!r}"
-        raise UserError(f"{named} cannot be built by open_clip: {error}") from None
+        raise UserError(f"vision.model {name} cannot be built by open_clip: {error}") from None
     if not hasattr(module, "forward_intermediates"):
         raise UserError(f"{type(module).__name__} gives no patch tokens (it has no forward_intermediates).")
     return module
 
 
-def _set_image_size(tower: nn.Module, size: Any) -> None:
-    """A timm model is built for its default size; other towers were built for theirs."""
-    from open_clip.timm_model import TimmModel
-
-    if isinstance(tower, TimmModel):
-        default = tower.trunk.default_cfg.get("input_size", (3, 224, 224))[1:]
-        height, width = (size, size) if isinstance(size, int) else size
-        if (height, width) != tuple(default):
-            tower.set_input_size((height, width))
+def _save_all_buffers(tower: nn.Module) -> None:
+    """Have buffers saved that a model computes as it is built: transformers leaves those empty in loading."""
+    for module in tower.modules():
+        for name in list(module._non_persistent_buffers_set):
+            module.register_buffer(name, module.get_buffer(name).clone())
 
 
-def _feature_maps(tower: nn.Module, config: Mapping[str, Any]) -> list[torch.Tensor]:
+def _feature_maps(tower: Any, layers: list[int] | None) -> list[Tensor]:
+    """What blocks give for an empty picture: (1, D, H, W) each."""
     import torch
 
-    size = config["vision_cfg"]["image_size"]
+    size = tower.image_size
     height, width = (size, size) if isinstance(size, int) else size
     tower.eval()
     with torch.no_grad():
-        given = tower.forward_intermediates(  # type: ignore[operator]
-            torch.zeros(1, 3, height, width), intermediates_only=True, output_fmt="NCHW"
-        )
-    maps: list[torch.Tensor] = given["image_intermediates"]
+        maps: list[Tensor] = tower.forward_intermediates(
+            torch.zeros(1, 3, height, width), indices=layers, intermediates_only=True, output_fmt="NCHW"
+        )["image_intermediates"]
     return maps
 
 

@@ -38,6 +38,9 @@ TOWERS: dict[str, dict[str, Any]] = {
         "layer": 2,
     },
     "timm-transformer": {"model": {"vision_cfg": {"timm_model_name": "test_vit2", "image_size": 64}}},
+    "timm-computed-buffers": {
+        "model": {"vision_cfg": {"timm_model_name": "test_vit_relpos", "image_size": 64}}
+    },
     "timm-convolutional": {"model": {"vision_cfg": {"timm_model_name": "test_convnext", "image_size": 64}}},
 }
 
