@@ -1,0 +1,134 @@
+"""A vision-language run from LLaVA JSON to report, with teacher and student of different families."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from shared.config_files import parse_config
+from shared.progress import Speaker
+from shared.run import Run
+from vlm_builders import FAMILIES, llava, picture, save_tiny_vlm
+from vlm_distill.adapter import VlmAdapterKind
+from vlm_distill.config import VlmRunConfig
+
+MIXED_IMAGES = (1, 0, 2, 1, 1, 2)
+
+
+def write_rows(folder: Path, *, least: int = 0) -> None:
+    """LLaVA JSON with no, one and two images a row."""
+    (folder / "images").mkdir(parents=True)
+    for index in range(4):
+        picture(index, (24 + 4 * index, 20)).save(folder / "images" / f"{index}.png")
+    for name, offset, count in (("train", 0, 6), ("heldout", 6, 3)):
+        rows = []
+        for index in range(offset, offset + count):
+            images = max(least, MIXED_IMAGES[index % len(MIXED_IMAGES)])
+            rows.append(
+                {
+                    "id": f"row-{index}",
+                    "image": [f"{(index + k) % 4}.png" for k in range(images)],
+                    "conversations": [
+                        {"from": "human", "value": "<image>\n" * images + f"What is it? {index}"},
+                        {"from": "gpt", "value": f"a thing {index}"},
+                    ],
+                }
+            )
+        (folder / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
+
+
+def vlm_config(folder: Path, teacher: Path, student: Path, *overrides: str, least: int = 0) -> VlmRunConfig:
+    if not (folder / "train.json").exists():
+        write_rows(folder, least=least)
+    text = f"""
+        name: tiny
+        output: {folder}/run
+        teacher: {{model: {teacher}, dtype: float32}}
+        student: {{model: {student}}}
+        prompts:
+          train: [{{path: {folder}/train.json, image_root: {folder}/images, task: vqa}}]
+          heldout: [{{path: {folder}/heldout.json, image_root: {folder}/images, task: vqa}}]
+        generation: {{max_new_tokens: 4, batch_tokens: 400}}
+        training: {{rounds: 2, pairs_per_step: 3, micro_batch_tokens: 700, learning_rate: 5e-3}}
+    """
+    return parse_config(text, VlmRunConfig, overrides)
+
+
+def execute(config: VlmRunConfig, evaluate=None) -> None:
+    from eval.run_stage import evaluate_run
+
+    run = Run(config, VlmAdapterKind(), evaluate=evaluate or evaluate_run, speaker=Speaker(quiet=True))
+    run.execute()
+
+
+def rows_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in ("paligemma",)])
+def test_a_family_distilled_into_itself_has_nothing_to_learn(tmp_path: Path, name: str) -> None:
+    model = save_tiny_vlm(tmp_path / "model", FAMILIES[name]())
+    config = vlm_config(tmp_path, model, model, "training.rounds=1", "training.learning_rate=1e-4")
+    run = Run(config, VlmAdapterKind(), evaluate=None, speaker=Speaker(quiet=True))
+    run.execute("train")
+    steps = [row for row in rows_of(tmp_path / "run") if "train/loss" in row]
+    assert steps[0]["train/loss"] == pytest.approx(0.0, abs=1e-6)
+    assert steps[0]["train/grad_norm"] == pytest.approx(0.0, abs=1e-3)  # of other teachers: 1 and more
+
+
+def test_a_prefix_model_distilled_into_itself_has_nothing_to_learn(tmp_path: Path) -> None:
+    """PaliGemma's processor takes no prompt without an image."""
+    model = save_tiny_vlm(tmp_path / "model", FAMILIES["paligemma"]())
+    write_rows(tmp_path, least=1)
+    config = vlm_config(tmp_path, model, model, "training.rounds=1", "training.learning_rate=1e-4")
+    run = Run(config, VlmAdapterKind(), evaluate=None, speaker=Speaker(quiet=True))
+    run.execute("train")
+    steps = [row for row in rows_of(tmp_path / "run") if "train/loss" in row]
+    assert steps[0]["train/loss"] == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student"),
+    [("qwen2_5_vl", "llava"), ("llava_next", "smolvlm"), ("internvl", "gemma3"), ("llava", "llava@24")],
+)
+def test_families_and_resolutions_teach_each_other(tmp_path: Path, teacher: str, student: str) -> None:
+    def build(name: str):
+        return llava(24) if name == "llava@24" else FAMILIES[name]()
+
+    config = vlm_config(
+        tmp_path,
+        save_tiny_vlm(tmp_path / "teacher", build(teacher), seed=1),
+        save_tiny_vlm(tmp_path / "student", build(student), seed=2),
+    )
+    execute(config)
+    folder = tmp_path / "run"
+    kl = [row["heldout/kl"] for row in rows_of(folder) if "heldout/kl" in row]
+    assert kl[-1] < kl[0]
+    report = json.loads((folder / "report.json").read_text())
+    assert report["scores"]["student"] and (folder / "report.html").exists()
+    # what comes out loads by plain transformers, processor and all
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    assert AutoProcessor.from_pretrained(folder / "student").image_processor is not None
+    before, after = (
+        AutoModelForImageTextToText.from_pretrained(path).state_dict()
+        for path in (tmp_path / "student", folder / "student")
+    )
+    assert before.keys() == after.keys()
+    moved = [key for key in before if not torch.equal(before[key], after[key])]
+    assert any("vision" in key for key in moved) and any("lm_head" in key for key in moved)
+
+
+def test_a_missing_image_names_its_row_before_a_model_is_loaded(tmp_path: Path) -> None:
+    from shared.errors import DataError
+
+    config = vlm_config(tmp_path, tmp_path / "teacher", tmp_path / "student")
+    (tmp_path / "images" / "0.png").unlink()
+    from shared.data.run_prompts import load_run_prompts
+    from shared.objectives.objective import build_objective
+
+    with pytest.raises(DataError, match=r"train.json:\d.*0\.png"):
+        load_run_prompts(config.prompts, build_objective("distillm2", {}), seed=0)
