@@ -111,26 +111,33 @@ def compare(
         Path, typer.Argument(metavar="START_DIR", help="That of the student before distillation.")
     ],
     students: Annotated[list[Path], typer.Argument(metavar="STUDENT_DIR...", help="Those of students.")],
-    output: Annotated[Path, typer.Option("--output", help="Folder for report.json.")] = Path("comparison"),
+    control: Annotated[
+        list[Path] | None,
+        typer.Option("--control", help="A run of one of these models with images=removed; may be repeated."),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", help="Folder for report.html and report.json.")] = Path(
+        "comparison"
+    ),
     include: Include = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say how much of the teacher's scores each student keeps, with 95 % intervals."""
-    from eval import compare as comparing
+    """Say how much of the teacher's scores each student keeps, and show every reply side by side."""
+    from eval.compare import compare as compare_runs
+    from eval.report import page, report_data
+    from eval.report_table import show
     from eval.suites import Registry
-    from shared.durable import write_atomically
     from shared.progress import Speaker
+    from shared.report.html import write_report
 
-    compared = comparing.compare([teacher, start, *students], Registry(include or []))
-    text = json.dumps(comparing.report_data(compared), indent=1, allow_nan=False)
-    output.mkdir(parents=True, exist_ok=True)
-    write_atomically(output / "report.json", text + "\n")
+    compared = compare_runs([teacher, start, *students], Registry(include or []), controls=control or [])
+    data = report_data(compared)
+    write_report(output, page(compared), data)
     if as_json:
-        typer.echo(text)
+        typer.echo(json.dumps(data, indent=1, allow_nan=False))
         return
     speaker = Speaker()
-    comparing.show(compared, speaker)
-    speaker.say(f"Written: {output / 'report.json'}")
+    show(compared, speaker)
+    speaker.say(f"Written: {output / 'report.html'}, {output / 'report.json'}")
 
 
 def main() -> None:

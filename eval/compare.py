@@ -9,21 +9,18 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from rich.table import Table
-from rich.text import Text
-
+from eval.controls import Control, hold_against
 from eval.metrics.rouge_l import rouge_l_f1
 from eval.records import Record, columns, read_records, read_scoring
 from eval.runner import differences
 from eval.scores import Column, Metric
-from eval.sections import Bounds, Evaluation, comparison
+from eval.sections import Evaluation, comparison
 from eval.suites import Registry
 from eval.task import Task
 from shared.errors import StoreError
-from shared.progress import Speaker
-from shared.report.formats import MISSING, percent, plus_minus
 
 AGREEMENT = "agreement"
 ROLE_NAMES = ("teacher", "start", "student")
@@ -50,13 +47,23 @@ class Compared(NamedTuple):
     metrics: Mapping[str, Metric]  # by TASK/METRIC
     evaluations: Mapping[str, Evaluation]  # of each student, by role
     left_out: tuple[str, ...]  # tasks that not all of them did
+    controls: Mapping[str, Control] = MappingProxyType({})  # runs without images, by their model's role
 
 
-def compare(folders: Sequence[Path], registry: Registry, *, seed: int = 0) -> Compared:
-    """Compare runs: the teacher's folder, the start's, then one or more students'.
+def compare(
+    folders: Sequence[Path], registry: Registry, *, controls: Sequence[Path] = (), seed: int = 0
+) -> Compared:
+    """Compare runs.
+
+    Args:
+        folders: The teacher's, the start's, then one or more students'.
+        registry: Knows the tasks.
+        controls: Runs of some of these models without images.
+        seed: Of the bootstrap.
 
     Raises:
-        StoreError: not finished, no common task, or runs that differ in more than the model; says in what.
+        StoreError: not finished, no common task, or runs that differ in more than the model, a control that
+            differs in more than the images; says in what.
     """
     assert len(folders) >= len(ROLE_NAMES), folders
     roles = (*ROLE_NAMES, *(f"student-{n}" for n in range(2, len(folders) - 1)))
@@ -70,7 +77,7 @@ def compare(folders: Sequence[Path], registry: Registry, *, seed: int = 0) -> Co
             f"the runs have no task in common:\n  {each}\nEvaluate all models on the same tasks."
         )
     runs = tuple(_read_run(folder, common) for folder in folders)
-    tasks = {name: registry.task(name) for name in common}
+    tasks = {name: registry.task_in(folders[0] / name) for name in common}
     _refuse_unlike(runs, tasks)
 
     metrics: dict[str, Metric] = {}
@@ -87,49 +94,24 @@ def compare(folders: Sequence[Path], registry: Registry, *, seed: int = 0) -> Co
         evaluation = comparison(metrics, teacher=by_role[0], start=by_role[1], student=found, seed=seed)
         evaluations[role] = _with_quotients(evaluation, (runs[0], runs[1], run), tasks)
     left_out = sorted({name for found in names for name in found} - set(common))
-    return Compared(roles, runs, tasks, metrics, evaluations, tuple(left_out))
-
-
-def report_data(compared: Compared) -> dict[str, Any]:
-    """As it stands in report.json: the first student's comparison, then those of the others."""
-    first, *others = compared.evaluations
-    return {
-        "models": {
-            role: {"folder": str(run.folder), **run.model}
-            for role, run in zip(compared.roles, compared.runs, strict=True)
-        },
-        "tasks": {name: dict(compared.runs[0].pinned[name]) for name in compared.tasks},
-        "left_out": list(compared.left_out),
-        **compared.evaluations[first].data(),
-        "students": {role: compared.evaluations[role].data() for role in others},
-    }
-
-
-def show(compared: Compared, speaker: Speaker) -> None:
-    """A table for each student."""
-    for role, evaluation in compared.evaluations.items():
-        run = compared.runs[compared.roles.index(role)]
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", title_justify="left")
-        table.add_column("", no_wrap=True)
-        for title in (*map(str.capitalize, ROLE_NAMES), "Retention", "Gap closed", "Student − teacher"):
-            table.add_column(title, justify="right")
-        titles = dict.fromkeys(name for of_role in evaluation.scores.values() for name in of_role)
-        for name in titles:
-            found = [evaluation.scores[r].get(name) for r in ROLE_NAMES]  # type: ignore[index]
-            table.add_row(
-                Text(name.replace("/", " ")),
-                *(MISSING if one is None else plus_minus(one["value"], one["stderr"]) for one in found),
-                _share(evaluation.retention.get(name)),
-                _share(evaluation.gap_closed.get(name)),
-                _plain(evaluation.difference.get(name)),
+    held: dict[str, Control] = {}
+    for folder in controls:
+        names_here = _task_names(folder)
+        shared_here = [name for name in common if name in names_here]
+        if not shared_here:
+            raise StoreError(
+                f"{folder}: a control of none of the compared tasks ({', '.join(common)}); it has "
+                f"{', '.join(names_here)}."
             )
-        speaker.say(f"{role}: {run.model['name']}", style="bold")
-        speaker.console.print(table)
-    speaker.say(
-        "± standard error; in brackets 95 % intervals of a paired bootstrap, over images where shared."
-    )
-    if compared.left_out:
-        speaker.say(f"Left out, since not all models did them: {', '.join(compared.left_out)}")
+        found = hold_against(
+            dict(zip(roles, runs, strict=True)), _read_run(folder, shared_here), tasks, metrics, seed=seed
+        )
+        if twice := sorted(found.keys() & held.keys()):
+            raise StoreError(
+                f"two controls of {twice[0]}: {held[twice[0]].run.folder} and {folder}. Give one of them."
+            )
+        held |= found
+    return Compared(roles, runs, tasks, metrics, evaluations, tuple(left_out), held)
 
 
 def _task_names(folder: Path) -> list[str]:
@@ -230,19 +212,3 @@ def _with_quotients(
             found = run.scores[name]["scores"]
             scores[role] |= {f"{name}/{key}": found[key] for key in task.quotients if key in found}
     return evaluation._replace(scores=scores)
-
-
-def _share(bounds: Bounds | None) -> str:
-    if bounds is None or bounds["value"] is None:
-        return MISSING
-    low, high = bounds["low"], bounds["high"]
-    inside = "" if low is None or high is None else f" [{100 * low:.1f}, {100 * high:.1f}]"
-    return percent(bounds["value"]) + inside
-
-
-def _plain(bounds: Bounds | None) -> str:
-    if bounds is None or bounds["value"] is None:
-        return MISSING
-    low, high = bounds["low"], bounds["high"]
-    inside = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
-    return f"{bounds['value']:+.3f}{inside}"

@@ -31,6 +31,12 @@ Z_95 = 1.96  # standard errors on either side of a mean in a 95 % interval
 
 # Panel titles for metrics of one unit; a unit that is not listed is its own title.
 PANEL_TITLES = {"share": "Agreement with the teacher", "nats per token": "Divergence from the teacher"}
+# Titles and units of panels of quotients.
+RETENTION = ("Retention: the student's share of the teacher's score", "student / teacher")
+GAP_CLOSED = (
+    "Gap closed: the share of the way from start to teacher",
+    "(student − start) / (teacher − start)",
+)
 
 
 class Bounds(TypedDict):
@@ -83,10 +89,10 @@ def comparison(
             seed=seed,
         )
         if metric.higher_is_better:
-            retention[name] = _bounds(compared.ratio)
+            retention[name] = bounds(compared.ratio)
         assert compared.gap_closed is not None
-        gap_closed[name] = _bounds(compared.gap_closed)
-        difference[name] = _bounds(compared.difference)
+        gap_closed[name] = bounds(compared.gap_closed)
+        difference[name] = bounds(compared.difference)
     return Evaluation(scores, retention, gap_closed, difference)
 
 
@@ -121,8 +127,8 @@ def comparison_sections(
     names = [name for name in metrics if any(name in scores for scores in compared.scores.values())]
     units = dict.fromkeys(metrics[name].unit for name in names)
     panels = [
-        _score_panel(
-            compared,
+        score_panel(
+            [Line(role, role, compared.scores[role]) for role in ROLES],
             metrics,
             [name for name in names if metrics[name].unit == unit],
             unit,
@@ -132,12 +138,9 @@ def comparison_sections(
     ]
     count = max((s["n"] for scores in compared.scores.values() for s in scores.values()), default=0)
     if any(compared.scores["teacher"][name]["value"] != 1 for name in compared.retention):
-        title = "Retention: the student's share of the teacher's score"
-        panels.append(_quotient_panel(title, "student / teacher", compared.retention, metrics))
+        panels.append(quotient_panel(*RETENTION, [Line("student", "student", compared.retention)], metrics))
     if compared.gap_closed:
-        title = "Gap closed: the share of the way from start to teacher"
-        unit = "(student − start) / (teacher − start)"
-        panels.append(_quotient_panel(title, unit, compared.gap_closed, metrics))
+        panels.append(quotient_panel(*GAP_CLOSED, [Line("student", "student", compared.gap_closed)], metrics))
     note = (
         f"Means over up to {count} held-out responses, with 95 % intervals; those of quotients are a paired "
         "bootstrap over prompts. Start is the student before distillation."
@@ -169,51 +172,57 @@ def answers_section(
     return Answers(title, tuple(prompts))
 
 
-def _bounds(interval: Interval) -> Bounds:
+def bounds(interval: Interval) -> Bounds:
+    """As it stands in report.json."""
     return Bounds(value=interval.value, low=interval.low, high=interval.high)
 
 
-def _score_panel(
-    compared: Evaluation, metrics: Mapping[str, Metric], names: Sequence[str], unit: str, title: str
+class Line(NamedTuple):
+    """A model's scores or quotients in a panel of bars."""
+
+    name: str
+    role: RoleName | None
+    found: Mapping[str, Any]  # Score or Bounds, by metric
+
+
+def score_panel(
+    lines: Sequence[Line], metrics: Mapping[str, Metric], names: Sequence[str], unit: str, title: str
 ) -> BarPanel:
-    series = []
-    for role in ROLES:
-        bars = []
-        for name in names:
-            found = compared.scores[role].get(name)
-            if found is None:
-                bars.append(Bar(None))
-                continue
-            half = None if found["stderr"] is None else Z_95 * found["stderr"]
-            value = found["value"]
-            bars.append(Bar(value) if half is None else Bar(value, value - half, value + half))
-        series.append(BarSeries(role, tuple(bars), role))
+    """Scores of some models in metrics of one unit, with 95 % intervals."""
+
+    def bar(found: Score | None) -> Bar:
+        if found is None or found["stderr"] is None:
+            return Bar(None if found is None else found["value"])
+        value, half = found["value"], Z_95 * found["stderr"]
+        return Bar(value, value - half, value + half)
+
     better = {metrics[name].higher_is_better for name in names}
     direction = {True: "higher is better", False: "lower is better"}[better.pop()] if len(better) == 1 else ""
     return BarPanel(
         title,
         f"{unit}, {direction}" if direction else unit,
         tuple(metrics[name].title for name in names),
-        tuple(series),
+        tuple(
+            BarSeries(line.name, tuple(bar(line.found.get(n)) for n in names), line.role) for line in lines
+        ),
         percent=unit == "share",
     )
 
 
-def _quotient_panel(
-    title: str, unit: str, quotients: Mapping[str, Bounds], metrics: Mapping[str, Metric]
-) -> BarPanel:
-    bars = tuple(Bar(bounds["value"], bounds["low"], bounds["high"]) for bounds in quotients.values())
-    titles = tuple(metrics[name].title for name in quotients)
-    return BarPanel(title, unit, titles, (BarSeries("student", bars, "student"),), percent=True)
+def quotient_panel(title: str, unit: str, lines: Sequence[Line], metrics: Mapping[str, Metric]) -> BarPanel:
+    """Retention or gap closed of one or more students, in the metrics of the first."""
+    names = list(lines[0].found)
+    series = (BarSeries(line.name, tuple(Bar(**line.found[n]) for n in names), line.role) for line in lines)
+    return BarPanel(title, unit, tuple(metrics[name].title for name in names), tuple(series), percent=True)
 
 
 def _table(compared: Evaluation, metrics: Mapping[str, Metric], names: Sequence[str], title: str) -> Table:
     rows = [
         (
             metrics[name].title,
-            *(_score_text(compared.scores[role].get(name)) for role in ROLES),
-            _bounds_text(compared.retention.get(name)),
-            _bounds_text(compared.gap_closed.get(name)),
+            *(score_text(compared.scores[role].get(name)) for role in ROLES),
+            share_text(compared.retention.get(name)),
+            share_text(compared.gap_closed.get(name)),
         )
         for name in names
     ]
@@ -222,13 +231,24 @@ def _table(compared: Evaluation, metrics: Mapping[str, Metric], names: Sequence[
     return Table(title, columns, tuple(rows), note)
 
 
-def _score_text(found: Score | None) -> str | None:
+def score_text(found: Score | None) -> str | None:
+    """A score with its standard error."""
     return None if found is None else plus_minus(found["value"], found["stderr"])
 
 
-def _bounds_text(bounds: Bounds | None) -> str | None:
-    if bounds is None or bounds["value"] is None:
+def share_text(found: Bounds | None) -> str | None:
+    """A share with its interval: 75.0 % (60.1 to 90.2)."""
+    if found is None or found["value"] is None:
         return None
-    low, high = bounds["low"], bounds["high"]
-    interval = "" if low is None or high is None else f" ({100 * low:.1f} to {100 * high:.1f})"
-    return percent(bounds["value"]) + interval
+    low, high = found["low"], found["high"]
+    interval = "no interval" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}"
+    return f"{percent(found['value'])} ({interval})"
+
+
+def difference_text(found: Bounds | None) -> str | None:
+    """A difference with its interval: -0.200 (-0.500 to 0.000)."""
+    if found is None or found["value"] is None:
+        return None
+    low, high = found["low"], found["high"]
+    interval = "no interval" if low is None or high is None else f"{low:+.3f} to {high:+.3f}"
+    return f"{found['value']:+.3f} ({interval})"

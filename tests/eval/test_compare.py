@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from eval.compare import compare, report_data, show
+from eval.compare import compare
+from eval.report import report_data
+from eval.report_table import show
 from eval.suites import Registry
 from evaluations import ToldEngine, run_tasks, sums, told_model, write_rows
 from shared.errors import StoreError
