@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from eval.bridges import HARNESSES
 from eval.sandbox.isolation import find_isolation
 from eval.sandbox.world import SandboxError
 from eval.suites import SUITE_PREFIX, SUITES, Registry
-
-AGREEMENT = (
-    "agreement: how closely a student follows its teacher's distribution. It needs both models and a run's "
-    "prompts, so it is the evaluation stage of distill-text, not a task here; compare adds ROUGE-L against "
-    "the teacher's replies."
-)
 
 
 def describe(includes: Sequence[Path] = ()) -> dict[str, Any]:
@@ -41,7 +37,7 @@ def describe(includes: Sequence[Path] = ()) -> dict[str, Any]:
     return {
         "tasks": tasks,
         "suites": {name: list(members) for name, members in SUITES.items()},
-        "elsewhere": AGREEMENT,
+        "harnesses": {key: _harness(key) for key in HARNESSES},
         "isolation": _isolation(),
     }
 
@@ -61,8 +57,17 @@ def print_listing(described: Mapping[str, Any]) -> None:
     console.print()
     for name, members in described["suites"].items():
         console.print(Text(f"{SUITE_PREFIX}{name}  {', '.join(members)}"))
-    console.print(Text(described["elsewhere"]))
+    for key, found in described["harnesses"].items():
+        console.print(Text(f"{key}:NAME  {found}"))
     console.print(Text(f"programs: {described['isolation']}"))
+
+
+def _harness(key: str) -> str:
+    package = HARNESSES[key].package
+    try:
+        return f"tasks of {package} {version(package)}"
+    except PackageNotFoundError:
+        return f"not installed: pip install {package}"
 
 
 def _isolation() -> str:

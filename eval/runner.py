@@ -55,6 +55,7 @@ def prepare(job: Job, folder: Path) -> Prepared:
         "samples": settings.samples,
         "images": settings.images if task.images else None,
         "over_length": settings.over_length,
+        **({"teacher": settings.teacher} if settings.teacher else {}),
         "questions": len(questions),
         "sample_set": _digest(
             [
@@ -80,7 +81,7 @@ def predict(prepared: Prepared, opened: Opened, *, batch_tokens: int, speaker: S
     """
     task, settings = prepared.job
     sampling = settings.sampling(task)
-    questions = _fitting(prepared, opened, sampling, speaker)
+    questions = fitting(prepared, opened, sampling, speaker)
     images = dict(zip([question.id for question in prepared.questions], prepared.clusters, strict=True))
 
     def prompt_key(sample: Sample) -> object:
@@ -117,7 +118,7 @@ def predict(prepared: Prepared, opened: Opened, *, batch_tokens: int, speaker: S
             said.setdefault((response.sample_id, response.draw), []).append(response.text)
 
 
-def _fitting(prepared: Prepared, opened: Opened, sampling: Sampling, speaker: Speaker) -> list[Question]:
+def fitting(prepared: Prepared, opened: Opened, sampling: Sampling, speaker: Speaker) -> list[Question]:
     """The questions whose whole chat fits the context, replies at their longest: none is truncated."""
     if opened.context is None:
         return prepared.questions

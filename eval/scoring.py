@@ -109,6 +109,36 @@ def score_task(
     return result
 
 
+def write_records(
+    folder: Path,
+    task: Task,
+    records: Sequence[Record],
+    identity: Mapping[str, JSON],
+    *,
+    more: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write records that a runner made, and `scores.json`; return the latter.
+
+    Args:
+        folder: Of the task, pinned down in `task.json`.
+        task: With the metrics of the records.
+        records: All of them.
+        identity: What they depend on beside the task.
+        more: Scores that are no means over records.
+    """
+    pinned = json.loads((folder / "task.json").read_text(encoding="utf-8"))
+    scored_by: dict[str, JSON] = {"judge": None, "clip_model": None}
+    store = RecordStore(
+        folder, {"task": task.name, "version": task.version, **scored_by, **identity}, anew=True
+    )
+    for part, start in enumerate(range(0, len(records), PART)):
+        store.write(part, records[start : start + PART])
+    result = _summary(task, pinned, records, None)
+    result["scores"] |= more or {}
+    write_atomically(folder / "scores.json", json.dumps(result, indent=1, allow_nan=False))
+    return result
+
+
 class _Answered(NamedTuple):
     reply: Reply
     responses: Sequence[Response]  # one a turn

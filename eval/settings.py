@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
@@ -50,6 +51,7 @@ class TaskSettings(Section):
         "shown", description="removed: the control that shows what a model knows without looking"
     )
     over_length: Literal["fail", "drop"] = Field("fail", description="prompts that do not fit the context")
+    teacher: str | None = Field(None, description="a local model that agreement compares with")
     num_fewshot: int | None = Field(
         None, ge=0, description="worked examples, of lm_eval's and lmms_eval's tasks"
     )
@@ -87,6 +89,8 @@ def task_settings(task: Task, values: dict[str, Any], *, source: str) -> TaskSet
         idle.append("clip_model (it is no captioning task)")
     if settings.num_fewshot is not None and task.runner is None:
         idle.append("num_fewshot (its prompt has no worked examples)")
+    if settings.teacher is not None and task.runner is None:
+        idle.append("teacher (it compares with no model)")
     if settings.samples > 1 and settings.sampling(task).temperature == 0:
         idle.append("samples at temperature 0 (all would be the same): set a temperature such as 0.2")
     if settings.data.annotations is not None and settings.data.path is None:
@@ -98,6 +102,20 @@ def task_settings(task: Task, values: dict[str, Any], *, source: str) -> TaskSet
     if task.runner is not None:
         task.runner.check(settings, starting=False)
     return settings
+
+
+def refuse_unused(settings: TaskSettings, name: str, used: Iterable[str]) -> None:
+    """Refuse every setting that differs from its default and is not used.
+
+    Raises:
+        ConfigError: names them.
+    """
+    given, default = settings.model_dump(), TaskSettings().model_dump()
+    pairs = {key: (given[key], default[key]) for key in given if key != "data"}
+    pairs |= {f"data.{key}": (given["data"][key], default["data"][key]) for key in given["data"]}
+    idle = [key for key, (now, before) in pairs.items() if now != before and key not in set(used)]
+    if idle:
+        raise ConfigError(f"no effect of {', '.join(idle)} on {name}. Remove it.")
 
 
 def nested(words: list[str]) -> dict[str, Any]:

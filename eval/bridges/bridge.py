@@ -14,17 +14,16 @@ from typing import Any, NamedTuple
 from eval.bridges import HARNESSES, bridged_task
 from eval.bridges.asking import Asked, Asker, Document
 from eval.models import Opened
-from eval.records import Record, RecordStore, scores
+from eval.records import Record
 from eval.runner import pin
 from eval.scores import Metric
-from eval.scoring import total
-from eval.settings import TaskSettings
+from eval.scoring import total, write_records
+from eval.settings import TaskSettings, refuse_unused
 from eval.task import Quotient, Task
 from shared.durable import write_atomically
-from shared.errors import ConfigError
 from shared.progress import Speaker
 
-PART = 4096  # records that are committed together
+USED = ("data.path", "limit", "num_fewshot", "max_new_tokens", "temperature", "top_p", "top_k", "seed")
 METRICS = "metrics.json"  # what the values showed of them; not part of what two runs must share
 
 
@@ -49,20 +48,7 @@ class Bridge:
 
     def check(self, settings: TaskSettings, *, starting: bool) -> None:
         """Refuse settings without effect; before a start also a name that the harness does not know."""
-        idle = [
-            key
-            for key, set_here in {
-                "data.annotations": settings.data.annotations is not None,
-                "data.images": settings.data.images is not None,
-                "data.split": settings.data.split is not None,
-                "samples": settings.samples != 1,
-                "images": settings.images != "shown",
-                "over_length": settings.over_length != "fail",
-            }.items()
-            if set_here
-        ]
-        if idle:
-            raise ConfigError(f"no effect of {', '.join(idle)} on {self.harness}:{self.name}. Remove it.")
+        refuse_unused(settings, f"{self.harness}:{self.name}", USED)
         if starting:
             self._side().load(self.name, settings)
 
@@ -106,23 +92,7 @@ class Bridge:
         }
         write_atomically(folder / METRICS, json.dumps(found_metrics, indent=1))
         write_atomically(folder / "settings.json", settings.model_dump_json(indent=1))
-        store = RecordStore(
-            folder,
-            {"task": task.name, "version": str(task.version), "judge": None, "clip_model": None},
-            anew=True,
-        )
-        for part, start in enumerate(range(0, len(records), PART)):
-            store.write(part, records[start : start + PART])
-        last = [record.finish_reasons[-1] for record in records]
-        result = {
-            **pinned,
-            "replies": len(records),
-            "scores": scores(task, records) | _totals(task, found, len(records)),
-            "finish_reasons": {name: last.count(name) for name in sorted(set(last))},
-            "harness": {"results": found.totals},
-        }
-        write_atomically(folder / "scores.json", json.dumps(result, indent=1, allow_nan=False))
-        return result
+        return write_records(folder, task, records, {}, more=_totals(task, found, len(records)))
 
     def _side(self) -> Any:
         return importlib.import_module(HARNESSES[self.harness].module)

@@ -24,4 +24,5 @@ TASKS: dict[str, str] = {
     "easy_vqa": "eval.tasks.easy_vqa",
     "daquar": "eval.tasks.daquar",
     "caption": "eval.tasks.caption",
+    "agreement": "eval.tasks.agreement",
 }

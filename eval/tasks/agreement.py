@@ -8,14 +8,17 @@ responses count equally. Greedy responses are compared as texts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
-from eval.distributions import CHUNK_BYTES, ResponseFigures, compare_distributions
+from eval.agreement_run import AgreementRunner
 from eval.metrics.rouge_l import rouge_l_f1
 from eval.scores import Column, Metric, Score, score
+from eval.task import Question, Row, Task
 from shared.errors import DataError
-from shared.models.teachers import Teacher
-from shared.types import Group, Response, Sample
+from shared.types import Group, Response, Sample, Sampling
+
+if TYPE_CHECKING:
+    from shared.models.teachers import Teacher
 
 Source = Literal["teacher", "own", "greedy"]
 
@@ -87,6 +90,8 @@ class Agreement(NamedTuple):
         Its own responses are the teacher's; each KL is 0, top-1 agreement and expected acceptance are 1.
         ROUGE-L of a text with itself is 1, but 0 where it has no token.
         """
+        from eval.distributions import ResponseFigures
+
         records = []
         for record in self.records:
             if record.source == "teacher":
@@ -107,7 +112,7 @@ def agreement(
     own_batches: Iterable[Sequence[Group]],
     teacher_greedy: Sequence[Response] = (),
     model_greedy: Sequence[Response] = (),
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
 ) -> Agreement:
     """Compare a model with its teacher on held-out prompts.
 
@@ -118,7 +123,7 @@ def agreement(
         own_batches: the same with responses sampled from the model.
         teacher_greedy: the teacher's greedy responses, for ROUGE-L.
         model_greedy: the model's, to the same samples.
-        chunk_bytes: what full logits and all that is computed from them may take at a time.
+        chunk_bytes: what full logits and all that is computed from them may take at a time; None for 256 MiB.
 
     Raises:
         AlignmentError: the two signals have other rows than the responses have tokens, or other vocabularies.
@@ -158,11 +163,20 @@ def micro_batches(
 
 
 def _sampled_records(
-    teacher: Teacher, model: Teacher, batches: Iterable[Sequence[Group]], source: Source, chunk_bytes: int
+    teacher: Teacher,
+    model: Teacher,
+    batches: Iterable[Sequence[Group]],
+    source: Source,
+    chunk_bytes: int | None,
 ) -> Iterator[Record]:
+    from eval.distributions import (
+        CHUNK_BYTES,
+        compare_distributions,
+    )  # with it comes torch, which `list` does without
+
     for groups in batches:
         responses = [response for group in groups for response in group.responses]
-        comparisons = compare_distributions(teacher, model, groups, chunk_bytes=chunk_bytes)
+        comparisons = compare_distributions(teacher, model, groups, chunk_bytes=chunk_bytes or CHUNK_BYTES)
         for response, figures in zip(responses, comparisons, strict=True):
             tokens = len(response.token_ids)
             yield Record(response.sample_id, source, response.draw, tokens, figures._asdict())
@@ -182,3 +196,28 @@ def _greedy_records(teacher: Sequence[Response], model: Sequence[Response]) -> I
             "rouge_l_teacher": rouge_l_f1(reference, [reference]),
         }
         yield Record(response.sample_id, "greedy", response.draw, len(response.token_ids), figures)
+
+
+def read(row: Row) -> Question:
+    """A prompt, perhaps on an image."""
+    images = (row.image("image"),) if row.get("image") else ()
+    return Question(row.id("id"), row.text("prompt", "instruction", "question"), images=images)
+
+
+def _score(*_: object) -> NoReturn:
+    raise AssertionError("the runner scores")
+
+
+TASK = Task(
+    name="agreement",
+    version=1,
+    family="instruction",
+    summary="how closely a model follows a teacher's distribution: both local, agreement.teacher=MODEL",
+    data=None,
+    columns="prompt (or instruction, or question), perhaps id and image",
+    read=read,
+    metrics=METRICS,
+    score=_score,
+    sampling=Sampling(max_new_tokens=256, temperature=0.8, top_p=0.95),
+    runner=AgreementRunner(),
+)

@@ -107,7 +107,8 @@ def test_list_says_what_there_is_without_anything_heavy():
         "yes_ratio",
     ]
     assert listed["tasks"]["gsm8k"]["data"] == "openai/gsm8k (main:test)"
-    assert "evaluation stage" in listed["elsewhere"] and listed["isolation"]
+    assert listed["harnesses"].keys() == {"lm_eval", "lmms_eval"} and listed["isolation"]
+    assert listed["tasks"]["agreement"]["metrics"][0] == "rouge_l"
 
 
 def test_a_mistake_is_one_message_and_exit_code_two():
