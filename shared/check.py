@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from shared.config import PromptSource, RunConfig
+from shared.data.offline import check_offline
 from shared.data.run_prompts import load_run_prompts
 from shared.errors import ConfigError
 from shared.models.layer_choice import keep_layers
@@ -17,22 +18,30 @@ from shared.workspace import Workspace
 SMOKE_PROMPTS, SMOKE_HELDOUT, SMOKE_TOKENS = 8, 4, 16
 
 
-def check_config(config: RunConfig) -> dict[str, object]:
+def check_config(config: RunConfig, *, models: bool = True) -> dict[str, object]:
     """What the run will be, as facts by name.
+
+    Args:
+        config: the run.
+        models: whether they are there to be looked at; a recipe makes some of them first.
 
     Raises:
         UserError: a missing file or model, unusable prompts, a setting that cannot take effect.
     """
     objective = build_objective(config.objective.name, config.objective.parameters)
     Workspace(config.folder).refuse_other(config)
-    _check_model("teacher", config.teacher.model, config)
-    start = config.teacher.model if config.student.starts_from_teacher else config.student.model
-    layers = _check_model("student", start, config)
+    layers = _check_models(config) if models else None
     if config.student.prune is not None and layers is not None:
         # what block influence will be is not known yet, but how many blocks it drops is
         keep_layers(config.student.prune, layers, [0.0] * layers)
     train, heldout, notes = load_run_prompts(config.prompts, objective, seed=config.seed)
-    steps = math.ceil(len(train) / config.training.pairs_per_step) * config.training.rounds
+    offline = config.generation.offline
+    if offline.teacher is not None:
+        check_offline(train, "teacher", offline.teacher)
+    if offline.student is not None:
+        check_offline(train, "student", offline.student)
+    pairs = len(train) * config.generation.draws
+    steps = math.ceil(pairs / config.training.pairs_per_step) * config.training.rounds
     between = config.training.evaluate_steps
     if between is not None and between >= steps:
         raise ConfigError(
@@ -42,7 +51,7 @@ def check_config(config: RunConfig) -> dict[str, object]:
     return {
         "run": config.name,
         "folder": str(config.folder),
-        "teacher": config.teacher.model.name,
+        **({"teacher": config.teacher.model.name} if config.teacher is not None else {}),
         "student": f"{config.student.model.name} ({config.student.method})",
         "objective": objective.name,
         "responses by": ", ".join(objective.sides),
@@ -51,6 +60,13 @@ def check_config(config: RunConfig) -> dict[str, object]:
         **({"left out": "; ".join(notes)} if notes else {}),
         "optimiser steps": steps,
     }
+
+
+def _check_models(config: RunConfig) -> int | None:
+    """The number of blocks of the model that the student starts from, where that is known."""
+    if config.teacher is not None:
+        _check_model("teacher", config.teacher.model, config)
+    return _check_model("student", config.origin, config)
 
 
 def _check_model(role: str, ref: ModelRef, config: RunConfig) -> int | None:

@@ -225,6 +225,35 @@ class PromptsConfig(Section):
     decontamination: DecontaminationConfig | None = None
 
 
+class FilterConfig(Section):
+    """Responses that are not trained on; their pairs are left out, counted and listed."""
+
+    roles: tuple[Literal["teacher", "student"], ...] = Field(
+        ("teacher",), min_length=1, description="whose responses; a student learns from its own bad ones"
+    )
+    min_tokens: int = Field(1, ge=1, description="the turn's end counted")
+    max_tokens: int | None = Field(None, ge=1)
+    max_repetition: Fraction | None = Field(
+        None, description="share of 4-grams that repeat, over all tokens or the last 64; 0.5 finds loops"
+    )
+    refusals: bool | tuple[str, ...] = Field(
+        False, description="true for usual phrases, or phrases that an answer must not open with"
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> FilterConfig:
+        if self.max_tokens is not None and self.max_tokens < self.min_tokens:
+            raise ValueError(f"needs min_tokens <= max_tokens; got {self.min_tokens} and {self.max_tokens}")
+        return self
+
+
+class OfflineConfig(Section):
+    """Responses out of files instead of a model: `columns` of the prompts, a file, or another run's store."""
+
+    teacher: str | None = Field(None, description="columns: `chosen` or the reference answer")
+    student: str | None = Field(None, description="columns: `rejected`")
+
+
 class GenerationConfig(Section):
     """How responses are sampled (the paper's temperature 0.8 and top-p 0.95)."""
 
@@ -236,9 +265,19 @@ class GenerationConfig(Section):
         8192, ge=1, description="prompt and response tokens of one batch, padding included"
     )
     truncated: Literal["keep", "drop"] = Field("keep", description="responses cut by max_new_tokens")
+    filters: FilterConfig | None = None
+    draws: int = Field(1, ge=1, description="responses of each model to a prompt, each a pair of its own")
+    reuse_teacher: bool = Field(False, description="every round trains on the first one's teacher responses")
+    offline: OfflineConfig = OfflineConfig()
 
     @model_validator(mode="after")
     def _all_has_effect(self) -> GenerationConfig:
+        if self.offline.teacher is not None:
+            _refuse_idle(
+                self, "reuse_teacher", because="with offline.teacher", instead="have the teacher sample"
+            )
+        if self.draws > 1 and "columns" in (self.offline.teacher, self.offline.student):
+            raise ValueError(f"draws: {self.draws}, and columns hold one answer a prompt; set draws: 1")
         if self.temperature == 0:
             _refuse_idle(
                 self,
@@ -409,7 +448,7 @@ class RunConfig(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     output: str | None = Field(None, description="run folder; default runs/NAME")
     seed: int = Field(0, ge=0)
-    teacher: TeacherConfig
+    teacher: TeacherConfig | None = Field(None, description="left out only where no objective needs one: sft")
     student: StudentConfig
     prompts: PromptsConfig
     generation: GenerationConfig
@@ -431,10 +470,34 @@ class RunConfig(Section):
                 instead="train more rounds",
             )
         objective = build_objective(self.objective.name, self.objective.parameters)
+        if self.teacher is None and (objective.sides != ("reference",) or self.student.starts_from_teacher):
+            raise ValueError(
+                "teacher: required, and not given. Only objective sft with a student.model of its own does "
+                f"without; this is {objective.name!r} with student.model {self.student.model.name!r}."
+            )
+        for side in ("teacher", "student"):
+            if side not in objective.sides:
+                _refuse_idle(
+                    self.generation.offline,
+                    side,
+                    where="generation.offline.",
+                    because=f"with objective {objective.name!r}, which trains on no {side} response",
+                    instead="choose another objective",
+                )
+        if self.training.rounds == 1 or "teacher" not in objective.sides:
+            _refuse_idle(
+                self.generation,
+                "reuse_teacher",
+                where="generation.",
+                because="without teacher responses in a second round",
+                instead="train more rounds",
+            )
         if objective.sides == ("reference",):
             _refuse_idle(
                 self.generation,
                 "truncated",
+                "filters",
+                "draws",
                 where="generation.",
                 because=f"with objective {objective.name!r}, which trains on no sampled response",
                 instead="choose another objective",
@@ -450,3 +513,10 @@ class RunConfig(Section):
     def folder(self) -> Path:
         """The run's folder."""
         return Path(self.output or f"runs/{self.name}")
+
+    @property
+    def origin(self) -> ModelRef:
+        """The model that the student is made from."""
+        if self.student.starts_from_teacher and self.teacher is not None:
+            return self.teacher.model
+        return self.student.model

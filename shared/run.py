@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple
 import transformers
 
 from shared.adapter import Adapter, AdapterKind
-from shared.config import RunConfig
+from shared.config import OfflineConfig, RunConfig
+from shared.data.offline import offline_responses
 from shared.data.pairs import make_groups
 from shared.export import export_student, write_model_card
 from shared.models.teachers import fingerprint_of_model
@@ -23,7 +24,7 @@ from shared.report.html import write_report
 from shared.report.sections import KeyValues, Report, Section
 from shared.session import Session, open_session
 from shared.training.checkpoints import find_checkpoints, load_optimizer, load_weights, save_checkpoint
-from shared.training.loop import heldout_kl, step_seed, train_round
+from shared.training.loop import heldout_nats, step_seed, train_round
 from shared.training.memory import return_freed_memory
 from shared.training.setup import open_accelerator
 from shared.types import Group, Request, Response, Role, Sample, Sampling
@@ -31,6 +32,11 @@ from shared.workspace import HELDOUT, Workspace
 
 Stage = Literal["generate", "train", "export", "report"]
 SHOWN_ANSWER_TOKENS = 64
+# by whether there is a teacher: what a held-out measurement is called, and its title
+HELDOUT_METRICS = {
+    True: ("heldout/kl", "held-out KL(teacher ‖ student)"),
+    False: ("heldout/nll", "held-out −log q(reference answer)"),
+}
 
 
 class Outcome(NamedTuple):
@@ -48,7 +54,7 @@ class Run:
     """One run in its folder."""
 
     session: Session
-    heldout_groups: Sequence[Group]  # held-out prompts with the teacher's sampled responses
+    heldout_groups: Sequence[Group]  # held-out prompts, with the teacher's sampled responses if there is one
 
     def __init__(self, config: RunConfig, kind: AdapterKind, *, evaluate: Evaluate, speaker: Speaker) -> None:
         self.config = config
@@ -106,19 +112,7 @@ class Run:
 
     def _start_or_resume(self) -> None:
         session, trainee = self.session, self.session.trainee
-        with self.workspace.timed("generate"):
-            responses = session.collect(
-                session.teacher_engine(),
-                "teacher",
-                session.heldout_samples,
-                self.workspace.folder / HELDOUT,
-                sampling=session.sampling(),
-                what="teacher's held-out responses",
-            )
-        grouping = make_groups(
-            session.heldout_samples, {"teacher": responses}, ("teacher",), truncated="keep"
-        )
-        self.heldout_groups = grouping.groups
+        self.heldout_groups = self._heldout()
         checkpoints = find_checkpoints(self.workspace.folder)
         if checkpoints:
             latest = checkpoints[-1]
@@ -139,10 +133,28 @@ class Run:
         self._show_answers(round_number=0)
         self._save(round_number=1)
 
+    def _heldout(self) -> Sequence[Group]:
+        session = self.session
+        role: Role = "reference"
+        if session.models.teacher is None:
+            responses: Sequence[Response] = _references(session.heldout_samples, session)
+        else:
+            role = "teacher"
+            with self.workspace.timed("generate"):
+                responses = session.collect(
+                    session.teacher_engine(),
+                    role,
+                    session.heldout_samples,
+                    self.workspace.folder / HELDOUT,
+                    sampling=session.sampling(),
+                    what="teacher's held-out responses",
+                )
+        return make_groups(session.heldout_samples, {role: responses}, (role,), truncated="keep").groups
+
     # --- a round: sample, then train ------------------------------------------------------------------------
 
     def _sample(self, number: int) -> Sequence[Group]:
-        session, roles = self.session, self._objective.sides
+        session, roles, generation = self.session, self._objective.sides, self.config.generation
         self.speaker.stage(f"Round {number} of {self.config.training.rounds}: sampling")
         responses: dict[Role, Sequence[Response]] = {}
         trainee, checkpoints = session.trainee, find_checkpoints(self.workspace.folder)
@@ -152,21 +164,36 @@ class Run:
         with self.workspace.timed("generate"):
             for role in roles:
                 if role == "reference":
-                    responses[role] = _references(session)
+                    responses[role] = _references(session.train_samples, session)
                     continue
                 teacher = role == "teacher"
+                offline = generation.offline.teacher if teacher else generation.offline.student
+                if offline is not None:
+                    found = offline_responses(
+                        session.train_samples, role, offline, session.models.student_adapter
+                    )
+                    responses[role] = found.responses
+                    self.speaker.say(f"  {role}'s responses: {found.summary(offline)}")
+                    continue
+                made_in = 1 if teacher and generation.reuse_teacher else number
                 responses[role] = session.collect(
                     session.teacher_engine() if teacher else session.student_engine(self._sampled_from),
                     role,
                     session.train_samples,
-                    self.workspace.round_folder(number) / "responses" / role,
+                    self.workspace.round_folder(made_in) / "responses" / role,
                     sampling=session.sampling(),
-                    round_number=number,
+                    round_number=made_in,
+                    draws=generation.draws,
                 )
         if moved_on:
             load_weights(checkpoints[-1], trainee.student)
         grouping = make_groups(
-            session.train_samples, responses, roles, truncated=self.config.generation.truncated
+            session.train_samples,
+            responses,
+            roles,
+            truncated=generation.truncated,
+            filters=generation.filters,
+            longest=generation.max_new_tokens if generation.offline != OfflineConfig() else None,
         )
         if grouping.dropped:
             self.speaker.say(f"  {grouping.summary()}")
@@ -201,17 +228,18 @@ class Run:
         self._save(number)
 
     def _measure(self, round_number: int) -> None:
-        """Held-out KL into the log; the best student so far is kept."""
+        """How far the student is on held-out prompts into the log; the best student so far is kept."""
         trainee = self.session.trainee
+        metric, title = HELDOUT_METRICS[trainee.teacher is not None]
         with self.workspace.timed("evaluate"):
-            kl = heldout_kl(trainee, self.heldout_groups)
-        self.workspace.log_metrics({"step": trainee.step, "round": round_number, "heldout/kl": kl})
-        self._accelerator.log({"heldout/kl": kl}, step=trainee.step)
-        best = trainee.best_kl
+            nats = heldout_nats(trainee, self.heldout_groups)
+        self.workspace.log_metrics({"step": trainee.step, "round": round_number, metric: nats})
+        self._accelerator.log({metric: nats}, step=trainee.step)
+        best = trainee.best_nats
         before = f", from {best:.3f}" if best < float("inf") else ""
-        self.speaker.say(f"  held-out KL(teacher ‖ student): {kl:.3f} nats per token{before}")
-        if kl < best:
-            trainee.best_kl = kl
+        self.speaker.say(f"  {title}: {nats:.3f} nats per token{before}")
+        if nats < best:
+            trainee.best_nats = nats
             self._save(max(round_number, 1), kind="best")
 
     def _show_answers(self, round_number: int) -> None:
@@ -220,7 +248,9 @@ class Run:
         sample = session.heldout_samples[0]
         limit = min(SHOWN_ANSWER_TOKENS, self.config.generation.max_new_tokens)
         sampling = Sampling(max_new_tokens=limit, temperature=0.0)
-        engines = {"teacher": session.teacher_engine(), "student": session.student_engine("shown")}
+        engines = {"student": session.student_engine("shown")}
+        if session.models.teacher is not None:
+            engines = {"teacher": session.teacher_engine(), **engines}
         answers = {}
         with self.workspace.timed("evaluate"):
             for name, engine in engines.items():
@@ -281,7 +311,7 @@ class Run:
         }
         environment = self.workspace.read_json("environment.json") or {}
         facts = {
-            "teacher": config.teacher.model.name,
+            **({"teacher": config.teacher.model.name} if config.teacher is not None else {}),
             "student": f"{config.student.model.name}, {config.student.method}",
             "machine": f"{environment.get('processor')}, {environment.get('cores')} cores",
             "peak memory": f"{usage['peak_memory_bytes'] / 2**30:.1f} GiB",
@@ -303,10 +333,10 @@ class Run:
         self.speaker.stage(f"Report: {folder / 'report.html'}")
 
 
-def _references(session: Session) -> list[Response]:
+def _references(samples: Sequence[Sample], session: Session) -> list[Response]:
     """The data set's own answers, tokenised once by the student's adapter."""
     adapter = session.models.student_adapter
-    return [_reference(sample, adapter) for sample in session.train_samples]
+    return [_reference(sample, adapter) for sample in samples]
 
 
 def _reference(sample: Sample, adapter: Adapter) -> Response:

@@ -62,6 +62,7 @@ class Session:
     def teacher_engine(self) -> TransformersEngine:
         """The teacher."""
         models = self.models
+        assert models.teacher is not None
         return self.engine(models.teacher, models.teacher_adapter, models.teacher_fingerprint)
 
     def start_model(self) -> PreTrainedModel:
@@ -96,6 +97,7 @@ class Session:
         round_number: int = 0,
         what: str = "",
         alone: bool = False,
+        draws: int = 1,
     ) -> list[Response]:
         """Responses to all samples, out of the store in `folder` as far as it has them.
 
@@ -106,7 +108,7 @@ class Session:
         with self.speaker.bar(what) as bar:
             responses = collect_responses(
                 engine,
-                [Request(sample, role, round_number) for sample in samples],
+                [Request(sample, role, round_number, draw) for sample in samples for draw in range(draws)],
                 sampling,
                 folder=folder,
                 prompt_tokens=adapter.prompt_tokens,
@@ -158,7 +160,7 @@ def open_session(
     )
     for note in notes:
         speaker.say(f"  {note}")
-    speaker.stage(f"Loading {config.teacher.model.name}")
+    speaker.stage(f"Loading {(config.teacher or config.student).model.name}")
     with workspace.timed("load"):
         models = open_models(config, kind, accelerator.device)
         train = _fitting(train, models, config, speaker)
@@ -177,7 +179,7 @@ def open_session(
                 train,
                 response_tokens=config.generation.max_new_tokens,
             )
-    steps_per_round = -(-len(train) // config.training.pairs_per_step)
+    steps_per_round = -(-len(train) * config.generation.draws // config.training.pairs_per_step)
     trainee = make_trainee(
         config,
         models,
@@ -201,6 +203,8 @@ def _fitting(samples: Sequence[Sample], models: Models, config: RunConfig, speak
         (models.teacher_adapter, models.teacher),
         (models.student_adapter, models.start),
     ):
+        if model is None:
+            continue
         context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         if context is None:
             continue
@@ -227,13 +231,15 @@ def _introduce(
     speaker: Speaker,
 ) -> None:
     student = trainable_parameters(trainee.student)
-    teacher = trainable_parameters(models.teacher)
+    taught_by = ""
+    if models.teacher is not None:
+        taught_by = f"teacher {trainable_parameters(models.teacher).total / 1e6:.1f} M parameters, "
     if models.kept_layers is not None:
         blocks = models.teacher.config.get_text_config(decoder=True).num_hidden_layers
         dropped = sorted(set(range(blocks)) - set(models.kept_layers))
         speaker.say(f"  pruned blocks {', '.join(map(str, dropped))} of {blocks}")
     speaker.say(
-        f"  teacher {teacher.total / 1e6:.1f} M parameters, student {student.total / 1e6:.1f} M, "
+        f"  {taught_by}student {student.total / 1e6:.1f} M parameters, "
         f"{student.trainable / 1e6:.1f} M of them trained ({config.student.method})"
     )
     speaker.say(

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from shared.config import FilterConfig
+from shared.data.filters import Fault, fault
 from shared.errors import DataError
 from shared.types import Group, Response, Role, Sample
 
@@ -18,7 +20,7 @@ class Dropped(NamedTuple):
     sample_id: str
     draw: int
     role: Role
-    reason: Literal["empty", "truncated"]
+    reason: Fault
 
 
 class Grouping(NamedTuple):
@@ -45,6 +47,8 @@ def make_groups(
     roles: Sequence[Role],
     *,
     truncated: Literal["keep", "drop"],
+    filters: FilterConfig | None = None,
+    longest: int | None = None,
 ) -> Grouping:
     """Join each sample with its responses, by id and draw: one group for each draw.
 
@@ -56,6 +60,8 @@ def make_groups(
         responses: Of at least the roles wanted.
         roles: Which responses a group holds, in this order.
         truncated: What becomes of groups with a response cut by the length limit.
+        filters: Which further responses a group must not hold.
+        longest: Tokens that a response may have; None: any number.
 
     Raises:
         DataError: a sample lacks a response, has two of the same draw, or every group is left out.
@@ -73,11 +79,14 @@ def make_groups(
                 )
                 continue
             group = Group(sample, tuple(found[role][draw] for role in roles))
-            reason = _why_dropped(group, drop_truncated=truncated == "drop")
-            if reason is None:
+            faults = [
+                (r, fault(r, truncated=truncated, filters=filters, longest=longest)) for r in group.responses
+            ]
+            dropped = next((Dropped(sample.id, draw, r.role, why) for r, why in faults if why), None)
+            if dropped is None:
                 grouping.groups.append(group)
             else:
-                grouping.dropped.append(reason)
+                grouping.dropped.append(dropped)
     if missing:
         more = [f"... and {len(missing) - LISTED} more"] if len(missing) > LISTED else []
         raise DataError(
@@ -92,7 +101,7 @@ def make_groups(
     if not grouping.groups:
         raise DataError(
             f"no group is left to use: {grouping.summary()}. Raise generation.max_new_tokens, keep truncated "
-            "responses, or check the models' answers."
+            "responses, loosen generation.filters, or check the models' answers."
         )
     return grouping
 
@@ -108,12 +117,3 @@ def _by_sample(role: Role, responses: Iterable[Response]) -> dict[str, dict[int,
             )
         draws[response.draw] = response
     return by_sample
-
-
-def _why_dropped(group: Group, *, drop_truncated: bool) -> Dropped | None:
-    for response in group.responses:
-        if not response.token_ids:
-            return Dropped(response.sample_id, response.draw, response.role, "empty")
-        if drop_truncated and response.finish_reason == "length":
-            return Dropped(response.sample_id, response.draw, response.role, "truncated")
-    return None
