@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.judging import make_judging
+from eval.metrics.clip_score import find_model
 from eval.models import Opened, open_model, require_images
 from eval.runner import predict, prepare
 from eval.scoring import sandbox_maker, score_task
@@ -88,6 +89,8 @@ def run_jobs(
         for task, settings in jobs:
             if task.runner is not None:
                 task.runner.check(settings, starting=True)
+            if settings.clip_model is not None:
+                find_model(settings.clip_model)
         prepared = [prepare(job, folder) for job in jobs if job.task.runner is None]
         model = opened()
         pin_model(folder, model)

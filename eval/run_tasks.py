@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eval.datasets import load_questions
 from eval.evaluation import pin_model, run_jobs
+from eval.metrics.clip_score import find_model
 from eval.models import Local, Opened, opened_local
 from eval.runner import prepare
 from eval.scoring import sandbox_maker
@@ -59,6 +60,8 @@ def check_tasks(evaluation: EvaluationConfig, *, accepts_images: bool, starting:
             )
         if settings.judge is not None:
             _check_judge(settings.judge.model)
+        if starting and settings.clip_model is not None:
+            find_model(settings.clip_model)
         if task.runner is not None:
             task.runner.check(settings, starting=starting)
         elif starting or settings.data.path is not None or not isinstance(task.data, Hub):
@@ -76,7 +79,9 @@ def ask(run: Run, role: RoleName, local: Local, engine: Engine) -> None:
     jobs = Registry().of_run(config.evaluation)
     if not jobs:
         return
-    name = config.teacher.model.name if role == "teacher" else f"{config.name}, {role}"
+    name = f"{config.name}, {role}"
+    if role == "teacher" and config.teacher is not None:
+        name = config.teacher.model.name
     opened = opened_local(name, local, engine)
     folder = run.workspace.folder / "evaluation" / role
     missing = [job for job in jobs if not _have(job, folder, opened, run)]
@@ -98,6 +103,16 @@ class Comparison(NamedTuple):
     compared: Compared
     sections: Sequence[Section]
     figures: Sequence[tuple[str, str]]
+
+
+def scores_of(run: Run, role: RoleName) -> dict[str, Any]:
+    """One model's scores on the run's tasks, as TASK/METRIC."""
+    folder = run.workspace.folder / "evaluation" / role
+    return {
+        f"{job.task.name}/{metric}": score
+        for job in Registry().of_run(run.config.evaluation)
+        for metric, score in json.loads((folder / job.task.name / FINISHED).read_text("utf-8")).items()
+    }
 
 
 def compare_tasks(run: Run) -> Comparison | None:

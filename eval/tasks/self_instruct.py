@@ -25,7 +25,10 @@ TASK = Task(
     version=1,
     family="instruction",
     summary="252 user-oriented instructions of Self-Instruct",
-    data=Hub("yizhongw/self_instruct", "train", ("human_eval",), revision="refs/convert/parquet"),
+    # the hub's own copy in Parquet: the data set itself is a script, which nobody should run
+    data=Hub(
+        "yizhongw/self_instruct", file="human_eval/train/0000.parquet", revision="refs/convert/parquet"
+    ),
     columns="id, instruction, instances (a list of {input, output})",
     read=read,
     metrics=METRICS,

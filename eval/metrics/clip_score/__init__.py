@@ -92,10 +92,12 @@ class _Clip(NamedTuple):
     device: str
 
 
-@lru_cache(maxsize=1)  # teacher, start and student are scored one after another
-def _load(name: str, device: str) -> _Clip:
-    import open_clip
+def find_model(name: str) -> Path:
+    """The folder of a CLIP model, from the hub where it is no folder here.
 
+    Raises:
+        UserError: No such model, or one without safetensors weights.
+    """
     folder = Path(name).expanduser()
     if not folder.is_dir():
         folder = _download(name)
@@ -105,6 +107,14 @@ def _load(name: str, device: str) -> _Clip:
         raise UserError(
             f"CLIP model {name!r} has no open_clip_config.json in {folder}: not an open_clip model."
         )
+    return folder
+
+
+@lru_cache(maxsize=1)  # teacher, start and student are scored one after another
+def _load(name: str, device: str) -> _Clip:
+    import open_clip
+
+    folder = find_model(name)
     source = f"local-dir:{folder}"
     model, preprocess = open_clip.create_model_from_pretrained(source, device=device)
     return _Clip(model.eval(), preprocess, open_clip.get_tokenizer(source), device)
