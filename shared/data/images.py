@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from shared.errors import DataError
-from shared.types import Sample
+from shared.types import Part, Sample, TextPart
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -99,6 +99,34 @@ def image_hash(reference: str, limits: ImageLimits = DEFAULT_LIMITS) -> str:
 def content_hash(content: bytes) -> str:
     """SHA-256 of encoded bytes, in hex."""
     return hashlib.sha256(content).hexdigest()
+
+
+class ContentKeys:
+    """What of a prompt makes its responses: the chat with images by content, each file read once."""
+
+    def __init__(self) -> None:
+        self._hashes: dict[str, str] = {}
+
+    def __call__(self, sample: Sample) -> list[object]:
+        """The sample's messages as JSON.
+
+        Raises:
+            ImageError: an image that cannot be read; names sample and row.
+        """
+        try:
+            return [
+                {"role": message.role, "parts": [self._part(part) for part in message.parts]}
+                for message in sample.messages
+            ]
+        except ImageError as error:
+            raise ImageError(f"sample {sample.id!r} ({sample.source}): {error}") from None
+
+    def _part(self, part: Part) -> dict[str, str]:
+        if isinstance(part, TextPart):
+            return {"text": part.text}
+        if part.image not in self._hashes:
+            self._hashes[part.image] = NAMED + image_hash(part.image)
+        return {"image": self._hashes[part.image]}
 
 
 def decode_image(content: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:

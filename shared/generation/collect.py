@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from shared.data.images import ContentKeys
 from shared.errors import StoreError
 from shared.generation.engine import Engine
 from shared.generation.plan import plan_batches
@@ -67,7 +68,7 @@ def collect_responses(
     prompt_tokens: Callable[[Sample], int],
     batch_tokens: int,
     identity: Mapping[str, JSON] | None = None,
-    prompt_key: Callable[[Sample], object] = lambda sample: asdict(sample)["messages"],
+    prompt_key: Callable[[Sample], object] | None = None,
     progress: Callable[[Progress], None] | None = None,
     process: int = 0,
     processes: int = 1,
@@ -87,7 +88,7 @@ def collect_responses(
         batch_tokens: Budget of a batch, see `plan_batches`.
         identity: Further values that must not change on resuming (model name, dtype), by the names used in
             messages.
-        prompt_key: What of a prompt must not change, as JSON; for images by their content rather than path.
+        prompt_key: What of a prompt must not change, as JSON; by default its messages, images by content.
         progress: Called at the start and after each batch.
         process: Index of this process; it makes the batches whose number is `process` modulo `processes`.
         processes: How many share the store; all must call this with the same arguments.
@@ -97,6 +98,7 @@ def collect_responses(
         StoreError: the folder holds responses of another engine, prompt set, setting or plan.
         UserError: full disk, or what the engine raises.
     """
+    prompt_key = prompt_key or ContentKeys()
     keys = [_key(request) for request in requests]
     assert len(set(keys)) == len(keys), "the same response is requested twice"
     batches = plan_batches(

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from shared.data.images import (
+    ContentKeys,
     ImageError,
     ImageLimits,
     check_header,
@@ -228,3 +229,22 @@ def test_a_samples_images_in_order_and_the_row_named_where_one_fails(tmp_path):
     (tmp_path / "r.png").unlink()
     with pytest.raises(ImageError, match=r"sample 's1' \(rows\.jsonl:7\): image '.*r\.png': cannot be read"):
         load_images(sample)
+
+
+def test_a_prompts_key_is_that_of_its_images_content(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(two_pixels(RED, BLUE)))
+    (tmp_path / "b.png").write_bytes(encoded(two_pixels(RED, BLUE)))
+    (tmp_path / "c.png").write_bytes(encoded(two_pixels(BLUE, RED)))
+
+    def key(name, keys=None):
+        parts = (TextPart("x"), ImagePart(str(tmp_path / name)))
+        return (keys or ContentKeys())(Sample("s", (Message("user", parts),), source="r:1"))
+
+    assert key("a.png") == key("b.png") != key("c.png")
+    assert key("a.png")[0]["parts"][0] == {"text": "x"}
+    keys = ContentKeys()
+    key("a.png", keys)
+    (tmp_path / "a.png").unlink()
+    assert key("a.png", keys) == key("b.png")  # read once
+    with pytest.raises(ImageError, match=r"sample 's' \(r:1\): cannot be read"):
+        key("a.png")

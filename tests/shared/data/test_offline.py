@@ -107,7 +107,7 @@ def test_a_file_of_both_roles_and_several_draws(tmp_path):
         ({"id": "s0", "text": 5}, "needs sample_id and text"),
         ({"id": "s0", "text": "x", "draw": -1}, "draw and token_ids must be numbers from 0"),
         ({"id": "s0", "text": "x", "token_ids": ["a"]}, "draw and token_ids must be numbers"),
-        ({"id": "s0", "text": "x", "finish_reason": "bored"}, "finish_reason must be one of stop, length, filt"),
+        ({"id": "s0", "text": "x", "finish_reason": "bored"}, "finish_reason must be one of stop, len"),
     ],
 )
 def test_rows_that_cannot_be_used_are_named(tmp_path, row, said):
