@@ -28,7 +28,7 @@ from shared.models.layout_support import joint_saves
 from shared.models.pruning import prune_blocks
 from shared.models.references import ModelRef
 from shared.models.teachers import LocalTeacher
-from shared.models.vocabulary import shared_vocabulary
+from shared.models.vocabulary import SharedVocabulary, shared_vocabulary
 from shared.objectives.core import GlobalCounts, ResponseRows
 from shared.objectives.objective import build_objective
 from shared.training.distiller import Distiller
@@ -62,10 +62,10 @@ FULL = (
 class Model:
     """Teacher, student and loss."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, vocabulary: SharedVocabulary | None = None) -> None:
         kind = TextAdapterKind()
         adapter = kind.open(MODEL)
-        vocabulary = shared_vocabulary(
+        vocabulary = vocabulary or shared_vocabulary(
             adapter.vocabulary, adapter.vocabulary, teacher_width=49152, student_width=49152
         )
         self.dtype = dtype

@@ -1,40 +1,13 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from processes import in_two_processes
 from runs import first_gradients, tiny_run
-
-SUPPORT = Path(__file__).resolve().parents[2] / "support"
-
-
-def in_two_processes(statement: str, *arguments: str) -> None:
-    """Run a statement under DDP with gloo, with `runs` imported and the arguments in `sys.argv`."""
-    program = f"import sys, pathlib, runs; folder = pathlib.Path(sys.argv[1]); {statement}"
-    launcher = SUPPORT / "launched.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    path = os.pathsep.join([str(SUPPORT), str(SUPPORT.parents[1])])
-    threads = str(max(1, torch.get_num_threads()))
-    environment = os.environ | {
-        "PYTHONPATH": path,
-        "OMP_NUM_THREADS": threads,
-        "ACCELERATE_USE_CPU": "true",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    result = subprocess.run(
-        [*command, str(launcher), program, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
 
 
 def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
@@ -73,7 +46,7 @@ def test_gradients_of_two_processes_are_those_of_one(folder, pairs):
     alone = first_gradients(folder, *settings, f"output={folder}/alone-{pairs}")
     target = folder / f"two-{pairs}.safetensors"
     in_two_processes(
-        "runs.save_first_gradients(*sys.argv[1:])",
+        "import runs; runs.save_first_gradients(*sys.argv[1:])",
         str(folder), str(target), *settings, f"output={folder}/two-{pairs}",
     )  # fmt: skip
     assert_same(alone, load_file(target))
@@ -83,7 +56,7 @@ def test_a_run_in_two_processes_gives_the_same_student(folder):
     run = tiny_run(folder, f"output={folder}/run-alone")
     run.execute("export")
     in_two_processes(
-        "from eval.run_stage import evaluate_run;"
+        "import runs; from eval.run_stage import evaluate_run; folder = pathlib.Path(sys.argv[1]);"
         "runs.tiny_run(folder, *sys.argv[2:], evaluate=evaluate_run).execute()",
         str(folder),
         f"output={folder}/run-two",
