@@ -11,11 +11,18 @@ ratio is the median of the rounds' ratios. Peak memory is measured in a process 
     large_products  without the second projection and in chunks of 1,024 rows: what more memory would allow
     plain           full logits, each row only its own divergence: this project's reference
     naive           full logits, both divergences on all rows, then masked by side: the usual way
+    fused_gkd       this project's loss for GKD's objective, a generalised JSD on all rows
+    trl_chunked     TRL's `trl.kernels.chunked_divergence` for the same
+    trl_full        the loss of TRL's `GKDTrainer` on full logits for the same
+
+The ratios of the last two are to `fused_gkd`, and what they compute is compared with it. TRL (1.16 or newer)
+is not a dependency: install it beside this project, or it is left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -71,6 +78,11 @@ FULL = (
     Case(512, 49_152, 576, 64, "frozen", "bfloat16"),
     Case(512, 32_000, 2048, 64, "frozen"),
     Case(256, 262_144, 640, 32, "frozen"),
+)
+ON_A_GPU = tuple(
+    Case(8192, vocabulary, width, 256, head, "bfloat16")
+    for vocabulary, width in ((32_000, 4096), (151_936, 2048), (262_144, 2304))
+    for head in ("frozen", "trained")
 )
 SHORT = tuple(Case(256, 49_152, 576, 64, head) for head in ("frozen", "trained"))
 FULL_MEMORY = (
@@ -140,6 +152,48 @@ def run_naive(inputs: Inputs) -> None:
     (nats / inputs.counts.rows_S[0]).backward()
 
 
+def run_gkd(inputs: Inputs) -> Tensor:
+    """GKD's objective: half of the mean of a JSD over either side's rows."""
+    output = objective_loss(
+        build_objective("gkd", {}),
+        inputs.student_hidden_ND,
+        inputs.student_head,
+        Dense(inputs.teacher_hidden_NE, inputs.teacher_head),
+        inputs.rows,
+        alphas=None,
+        beta=0.5,
+        counts=inputs.counts,
+        normalization="token",
+    )
+    output.loss.backward()
+    return output.loss.detach()
+
+
+def run_trl_chunked(inputs: Inputs) -> Tensor:
+    """TRL's fused divergence."""
+    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+
+    student, teacher = (inputs.student_hidden_ND, inputs.student_head), inputs[2:4]
+    nats_N, _ = ChunkedDivergenceFunction.apply(
+        student[0], student[1].weight_VD, None, teacher[0], teacher[1].weight_VD, None, 0.5
+    )
+    loss = nats_N.mean()
+    loss.backward()
+    return loss.detach()
+
+
+def run_trl_full(inputs: Inputs) -> Tensor:
+    """TRL's loss on full logits."""
+    from trl.experimental.gkd import GKDTrainer
+
+    student_NV = inputs.student_hidden_ND @ inputs.student_head.weight_VD.T
+    with torch.no_grad():
+        teacher_NV = inputs.teacher_hidden_NE @ inputs.teacher_head.weight_VD.T
+    loss = GKDTrainer.generalized_jsd_loss(student_NV, teacher_NV, num_items_in_batch=len(student_NV))
+    loss.backward()
+    return loss.detach()
+
+
 def run_products(inputs: Inputs, *, chunk_rows: int | None) -> None:
     """The matrix products of the fused loss; None for its own chunks."""
     rows, vocabulary = len(inputs.rows.targets_N), inputs.student_head.vocabulary_size
@@ -178,37 +232,53 @@ def run_products(inputs: Inputs, *, chunk_rows: int | None) -> None:
                     )
 
 
-CONTESTANTS: dict[str, Callable[[Inputs], None]] = {
+CONTESTANTS: dict[str, Callable[[Inputs], Tensor | None]] = {
     "fused": lambda inputs: run_objective(inputs, "fused"),
     "products": lambda inputs: run_products(inputs, chunk_rows=None),
     "large_products": lambda inputs: run_products(inputs, chunk_rows=LARGE_CHUNK),
     "plain": lambda inputs: run_objective(inputs, "plain"),
     "naive": run_naive,
+    "fused_gkd": run_gkd,
+    "trl_chunked": run_trl_chunked,
+    "trl_full": run_trl_full,
 }
+HOLD_LOGITS = ("plain", "naive", "trl_full")  # of all rows, several times
+HAS_TRL = importlib.util.find_spec("trl") is not None
 
 
 def time_case(case: Case, names: Sequence[str], rounds: int) -> dict[str, Any]:
-    """Median seconds of each contestant, and the median of the rounds' ratios to the fused loss."""
+    """Median seconds of each contestant, and the median of the rounds' ratios of the fused loss to it."""
     inputs = inputs_of(case)
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    values: dict[str, Tensor | None] = {}
     for turn in range(rounds + 1):
         for name in names:
             inputs.student_hidden_ND.grad = inputs.student_head.weight_VD.grad = None
             start = time.perf_counter()
-            CONTESTANTS[name](inputs)
+            values[name] = CONTESTANTS[name](inputs)
             if DEVICE == "cuda":
                 torch.cuda.synchronize()
             if turn > 0:  # the first is for warming up
                 seconds[name].append(time.perf_counter() - start)
     ratios = {
-        name: statistics.median(f / x for f, x in zip(seconds["fused"], seconds[name], strict=True))
+        name: statistics.median(
+            f / x for f, x in zip(seconds[same_objective(name)], seconds[name], strict=True)
+        )
         for name in names
     }
+    losses = {name: float(loss) for name, loss in values.items() if loss is not None}
+    for loss in losses.values():
+        assert abs(loss - losses["fused_gkd"]) < 1e-3 * abs(loss) + 1e-6, losses
     return {
         **case._asdict(),
         "seconds": {name: round(statistics.median(times), 4) for name, times in seconds.items()},
-        "fused_over": {name: round(ratio, 3) for name, ratio in ratios.items() if name != "fused"},
+        "fused_over": {n: round(ratio, 3) for n, ratio in ratios.items() if not n.startswith("fused")},
     }
+
+
+def same_objective(name: str) -> str:
+    """The fused loss that a contestant is compared with."""
+    return "fused_gkd" if name.startswith("trl") else "fused"
 
 
 def measure_memory(case: Case, name: str) -> float:
@@ -294,10 +364,15 @@ def main() -> None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(results, indent=2) + "\n")
 
-    for case in SHORT if arguments.short else FULL:
+    full = FULL + ON_A_GPU if DEVICE == "cuda" else FULL
+    for case in SHORT if arguments.short else full:
         logits_gib = 4 * case.rows * case.vocabulary / 2**30
-        full_logits_fit = logits_gib < 0.25  # they take ten times this and more
-        names = [name for name in CONTESTANTS if full_logits_fit or name not in ("plain", "naive")]
+        full_logits_fit = logits_gib < (4 if DEVICE == "cuda" else 0.25)  # they take ten times this and more
+        names = [
+            name
+            for name in CONTESTANTS
+            if (full_logits_fit or name not in HOLD_LOGITS) and (HAS_TRL or not name.startswith("trl"))
+        ]
         record("time", time_case(case, names, arguments.rounds))
     for case in SHORT[:1] if arguments.short else FULL_MEMORY:
         names = ("fused", "plain", "naive") if arguments.short else ("fused",)
