@@ -111,14 +111,14 @@ def scores_of(run: Run, role: RoleName) -> dict[str, Any]:
     return {
         f"{job.task.name}/{metric}": score
         for job in Registry().of_run(run.config.evaluation)
-        for metric, score in json.loads((folder / job.task.name / FINISHED).read_text("utf-8")).items()
+        for metric, score in _read(folder / job.task.name / FINISHED)["scores"].items()
     }
 
 
 def compare_tasks(run: Run) -> Comparison | None:
     """Teacher, start and student side by side; None where the run names no tasks."""
     from eval.compare import compare
-    from eval.sections import comparison_sections, summary_section
+    from eval.report import headline, page
 
     registry = Registry()
     if not registry.of_run(run.config.evaluation):
@@ -126,35 +126,15 @@ def compare_tasks(run: Run) -> Comparison | None:
     folder = run.workspace.folder / "evaluation"
     compared = compare([folder / role for role in ROLES], registry)
     evaluation, metrics = compared.evaluations["student"], compared.metrics
-    headlines = [metric for name in compared.tasks if (metric := _headline(compared, name))]
     figures = []
-    for metric in headlines:
+    for metric in filter(None, (headline(compared, name) for name in compared.tasks)):
         of = {role: scores[metric] for role, scores in evaluation.scores.items()}
         text = plus_minus(of["student"]["value"], of["student"]["stderr"])
         before = ", ".join(f"{role} {plus_minus(of[role]['value'], None)}" for role in ("start", "teacher"))
         kept = evaluation.retention.get(metric)
         share = f", retention {percent(kept['value'])}" if kept and kept["value"] is not None else ""
         figures.append((metrics[metric].title, f"{text} ({before}{share})"))
-    return Comparison(
-        compared,
-        (
-            summary_section(evaluation, metrics, headlines, title="Tasks"),
-            *comparison_sections(
-                evaluation,
-                metrics,
-                titles=("Scores of tasks", "All figures of tasks"),
-                panel_titles={"share": "Scores"},
-            ),
-        ),
-        figures,
-    )
-
-
-def _headline(compared: Compared, task: str) -> str | None:
-    """The first metric that all three have: a question without a reference has no ROUGE-L, for one."""
-    scores = compared.evaluations["student"].scores
-    names = [f"{task}/{key}" for key in compared.tasks[task].metrics]
-    return next((name for name in names if all(name in of_role for of_role in scores.values())), None)
+    return Comparison(compared, page(compared).sections, figures)
 
 
 def _have(job: Job, folder: Path, opened: Opened, run: Run) -> bool:
@@ -177,18 +157,18 @@ def _have(job: Job, folder: Path, opened: Opened, run: Run) -> bool:
 
 def _identity(folder: Path, job: Job) -> object:
     """All that a task's scores depend on: the model, questions and sampling, and what scored them."""
-
-    def read(path: Path) -> Any:
-        return json.loads(path.read_text(encoding="utf-8"))
-
-    fingerprint = read(folder.parent / "model.json")["fingerprint"]
+    fingerprint = _read(folder.parent / "model.json")["fingerprint"]
     if job.task.runner is not None:  # its questions are known to its settings alone
         finished = (folder / FINISHED).exists()
-        version = read(folder / "task.json")["version"] if finished else job.task.version
-        settings = read(folder / "settings.json") if finished else job.settings.model_dump(mode="json")
+        version = _read(folder / "task.json")["version"] if finished else job.task.version
+        settings = _read(folder / "settings.json") if finished else job.settings.model_dump(mode="json")
         return fingerprint, version, settings
-    settings = read(folder / "settings.json")
-    return fingerprint, read(folder / "task.json"), settings["judge"], settings["clip_model"]
+    settings = _read(folder / "settings.json")
+    return fingerprint, _read(folder / "task.json"), settings["judge"], settings["clip_model"]
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _check_judge(name: str) -> None:

@@ -113,13 +113,7 @@ def summary_section(
     return Summary(title, tuple(tiles))
 
 
-def comparison_sections(
-    compared: Evaluation,
-    metrics: Mapping[str, Metric],
-    *,
-    titles: tuple[str, str] = ("Scores", "All figures"),
-    panel_titles: Mapping[str, str] = PANEL_TITLES,
-) -> list[Section]:
+def comparison_sections(compared: Evaluation, metrics: Mapping[str, Metric]) -> list[Section]:
     """Bars of all scores, of retention and of the gap closed, and a table with every figure.
 
     Retention has no bars where the teacher's scores are all 1, since it is then the student's score itself.
@@ -132,7 +126,7 @@ def comparison_sections(
             metrics,
             [name for name in names if metrics[name].unit == unit],
             unit,
-            panel_titles.get(unit, unit.capitalize()),
+            PANEL_TITLES.get(unit, unit.capitalize()),
         )
         for unit in units
     ]
@@ -145,7 +139,7 @@ def comparison_sections(
         f"Means over up to {count} held-out responses, with 95 % intervals; those of quotients are a paired "
         "bootstrap over prompts. Start is the student before distillation."
     )
-    return [Bars(titles[0], tuple(panels), note), _table(compared, metrics, names, titles[1])]
+    return [Bars("Scores", tuple(panels), note), _table(compared, metrics, names)]
 
 
 def answers_section(
@@ -216,7 +210,7 @@ def quotient_panel(title: str, unit: str, lines: Sequence[Line], metrics: Mappin
     return BarPanel(title, unit, tuple(metrics[name].title for name in names), tuple(series), percent=True)
 
 
-def _table(compared: Evaluation, metrics: Mapping[str, Metric], names: Sequence[str], title: str) -> Table:
+def _table(compared: Evaluation, metrics: Mapping[str, Metric], names: Sequence[str]) -> Table:
     rows = [
         (
             metrics[name].title,
@@ -228,7 +222,7 @@ def _table(compared: Evaluation, metrics: Mapping[str, Metric], names: Sequence[
     ]
     columns = ("Metric", "Teacher", "Start", "Student", "Retention", "Gap closed")
     note = "Mean ± standard error; retention and gap closed with their 95 % intervals."
-    return Table(title, columns, tuple(rows), note)
+    return Table("All figures", columns, tuple(rows), note)
 
 
 def score_text(found: Score | None) -> str | None:

@@ -101,7 +101,7 @@ def test_tasks_stand_in_the_report_beside_agreement(run):
     card = (run.config.folder / "student" / "README.md").read_text()
     for title in ("gsm8k: Exact match", "alpaca_eval: ROUGE-L against the reference"):
         assert title in page and title in card
-    assert "Scores of tasks" in page
+    assert "Retention at a glance" in page
 
 
 def test_compare_reads_the_runs_folders(run):
