@@ -9,7 +9,7 @@ from typing import Any, Literal
 from transformers import PreTrainedModel
 
 from eval.models import Local
-from eval.run_tasks import Comparison, ask, compare_tasks
+from eval.run_tasks import Comparison, ask, compare_tasks, scores_of
 from eval.sections import Evaluation, answers_section, comparison, comparison_sections, summary_section
 from eval.tasks.agreement import METRICS, Agreement, agreement, micro_batches
 from shared.data.pairs import make_groups
@@ -19,7 +19,7 @@ from shared.models.references import ModelRef
 from shared.models.teachers import LocalTeacher, fingerprint_of_model
 from shared.progress import Bar
 from shared.report.formats import plus_minus
-from shared.report.sections import RoleName
+from shared.report.sections import KeyValues, RoleName
 from shared.run import Outcome, Run
 from shared.session import sampling_dtype
 from shared.types import Group, Response, Sample
@@ -34,6 +34,8 @@ def evaluate_run(run: Run) -> Outcome:
     evaluation goes on where it was.
     """
     session = run.session
+    if session.models.teacher is None:
+        return _without_teacher(run)
     samples = session.heldout_samples[: run.config.evaluation.limit]
     ids = {sample.id for sample in samples}
     teacher_groups = [group for group in run.heldout_groups if group.sample.id in ids]
@@ -44,11 +46,7 @@ def evaluate_run(run: Run) -> Outcome:
     }
     ask(run, "teacher", Local(session.models.teacher, session.models.teacher_adapter), teacher)
     records: dict[RoleName, Agreement] = {}
-    models: dict[RoleName, Callable[[], PreTrainedModel]] = {
-        "start": session.start_model,
-        "student": lambda: _exported(run),
-    }
-    for name, load in models.items():
+    for name, load in _students(run).items():
         model = load()
         engine = session.engine(model, session.models.student_adapter, fingerprint_of_model(model))
         own = _responses(run, engine, samples, name, "sampled")
@@ -80,6 +78,26 @@ def evaluate_run(run: Run) -> Outcome:
         ),
         figures=[*(tasks.figures if tasks else ()), *_figures(records["start"], records["student"])],
     )
+
+
+def _without_teacher(run: Run) -> Outcome:
+    """Start and student on the run's tasks, and nothing to compare them with."""
+    session, scores = run.session, {}
+    for role, load in _students(run).items():
+        model = load()
+        engine = session.engine(model, session.models.student_adapter, fingerprint_of_model(model))
+        ask(run, role, Local(model, session.models.student_adapter), engine)
+        scores[role] = scores_of(run, role)
+    figures = [
+        (name, f"{plus_minus(score['value'], score['stderr'])} (start {plus_minus(before['value'], None)})")
+        for (name, score), before in zip(scores["student"].items(), scores["start"].values(), strict=True)
+    ]
+    sections = [KeyValues("Tasks", dict(figures))] if figures else []
+    return Outcome({"scores": scores, "retention": {}, "gap_closed": {}}, sections, figures)
+
+
+def _students(run: Run) -> dict[RoleName, Callable[[], PreTrainedModel]]:
+    return {"start": run.session.start_model, "student": lambda: _exported(run)}
 
 
 def _together(agreement: Evaluation, tasks: Comparison) -> dict[str, Any]:

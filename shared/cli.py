@@ -10,16 +10,25 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Generic, NamedTuple, NoReturn, TypeVar
 
 import typer
 
 from shared.config import EvaluationConfig, RunConfig
-from shared.config_files import load_config
+from shared.config_files import load_values, parse_values
 from shared.durable import write_atomically
 from shared.errors import UserError, out_of_disk, unknown_name
+from shared.recipe import (
+    RUN_PRODUCT,
+    RecipeConfig,
+    StageKind,
+    execute_recipe,
+    expand,
+    is_recipe,
+    waiting_for,
+)
 
 if TYPE_CHECKING:
     from shared.adapter import AdapterKind
@@ -54,6 +63,8 @@ class Modality(NamedTuple, Generic[Config]):
     evaluate: Callable[[], Evaluate]
     # raises UserError; the second argument: the run is about to start, so data may be fetched
     check_evaluation: Callable[[EvaluationConfig, bool], None] = _no_tasks
+    recipe_class: type[RecipeConfig] = RecipeConfig
+    stage_kinds: Mapping[str, StageKind] = {}  # beside `run`
 
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; `init` writes one to edit.")]
@@ -74,8 +85,32 @@ def build_app(modality: Modality[Config]) -> typer.Typer:
         rich_markup_mode="rich",
     )
 
-    def read(path: Path, overrides: list[str] | None) -> Config:
-        return load_config(path, modality.config_class, overrides or ())
+    products = {"run": RUN_PRODUCT, **{name: kind.product for name, kind in modality.stage_kinds.items()}}
+
+    def read(path: Path, overrides: list[str] | None, *, smoke: bool = False) -> Config | RecipeConfig:
+        values = load_values(path, overrides or ())
+        if not is_recipe(values):
+            return parse_values(values, modality.config_class, str(path))
+        expand(values, products, str(path), smoke=smoke)
+        return parse_values(values, modality.recipe_class, str(path))
+
+    def check_run(config: RunConfig, *, models: bool = True, starting: bool = False) -> dict[str, object]:
+        from shared.check import check_config
+
+        facts = check_config(config, models=models)
+        modality.check_evaluation(config.evaluation, starting)
+        return facts
+
+    def check_recipe(recipe: RecipeConfig) -> dict[str, object]:
+        facts: dict[str, object] = {"recipe": recipe.name, "folder": str(recipe.folder)}
+        for stage in recipe.stages:
+            waits = waiting_for(stage, recipe, products)
+            says = f"{stage.kind}{f', after {chr(44).join(waits)}' if waits else ''}"
+            if stage.kind == "run":
+                of_run = check_run(stage.run, models=not waits)
+                says += f": {of_run['objective']}, {of_run['training prompts']} prompts"
+            facts[f"stage {stage.name}"] = says
+        return facts
 
     @app.command()
     def init(
@@ -114,11 +149,8 @@ def build_app(modality: Modality[Config]) -> typer.Typer:
         as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     ) -> None:
         """Check a configuration and its prompt files; loads no model."""
-        from shared.check import check_config
-
         checked = read(config, overrides)
-        facts = check_config(checked)
-        modality.check_evaluation(checked.evaluation, False)
+        facts = check_recipe(checked) if isinstance(checked, RecipeConfig) else check_run(checked)
         if as_json:
             typer.echo(json.dumps(facts, indent=1))
             return
@@ -128,22 +160,34 @@ def build_app(modality: Modality[Config]) -> typer.Typer:
         typer.echo(f"No problems found. Next: {modality.program} run {again}")
 
     def execute(path: Path, overrides: list[str] | None, until: Stage, *, smoke: bool = False) -> None:
-        from shared.check import check_config, smoke_config
+        from shared.check import smoke_config
         from shared.progress import Speaker
 
-        config: RunConfig = read(path, overrides)
-        if smoke:
-            config = smoke_config(config)
-        check_config(config)
-        modality.check_evaluation(config.evaluation, True)
+        config = read(path, overrides, smoke=smoke)
         speaker = Speaker(quiet=os.environ.get("RANK", "0") != "0")  # a launcher numbers its processes
-        speaker.say(f"{config.name} → {config.folder}")
-        try:
+
+        def one_run(config: RunConfig) -> None:
+            check_run(config, starting=True)
+            speaker.say(f"{config.name} → {config.folder}")
             from shared.run import Run  # seconds of imports
 
             run = Run(config, modality.kind(), evaluate=modality.evaluate(), speaker=speaker)
             run.execute(until)
             run.close()
+
+        try:
+            if isinstance(config, RecipeConfig):
+                if until != "report":
+                    raise UserError(
+                        f"{path} is a recipe of {len(config.stages)} stages, and {until} is a part of one. "
+                        "Use run, which goes on where the recipe was."
+                    )
+                check_recipe(config)
+                execute_recipe(
+                    config, modality.stage_kinds, one_run, speaker, smoke=smoke_config if smoke else None
+                )
+            else:
+                one_run(smoke_config(config) if smoke else config)
             if int(os.environ.get("WORLD_SIZE", "1")) > 1:
                 # torch's teardown of gloo aborts one exit in a few ("terminate called without an active
                 # exception"), and the launcher would call a finished run failed

@@ -13,7 +13,7 @@ from shared.config import RunConfig
 from shared.errors import ConfigError, nearest
 from shared.yaml_text import read_yaml
 
-Config = TypeVar("Config", bound=RunConfig)
+Config = TypeVar("Config", bound=BaseModel)
 
 
 def load_config(path: Path, config_class: type[Config], overrides: Sequence[str] = ()) -> Config:
@@ -21,6 +21,15 @@ def load_config(path: Path, config_class: type[Config], overrides: Sequence[str]
 
     Raises:
         ConfigError: missing file, not YAML, unknown keys, wrong types; one message lists all of them.
+    """
+    return parse_values(load_values(path, overrides), config_class, str(path))
+
+
+def load_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What a YAML file holds, overrides applied, nothing checked yet.
+
+    Raises:
+        ConfigError: missing file, not YAML, no sections, an override that has no place.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -32,25 +41,38 @@ def load_config(path: Path, config_class: type[Config], overrides: Sequence[str]
         ) from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}. Give a file of yours.") from None
-    return parse_config(text, config_class, overrides, source=str(path))
+    return _values(text, overrides, str(path))
 
 
 def parse_config(
     text: str, config_class: type[Config], overrides: Sequence[str] = (), *, source: str = "configuration"
 ) -> Config:
     """As `load_config`, from YAML text; `source` names it in messages."""
-    values = read_yaml(text, source)
-    if not isinstance(values, dict):
-        found = "nothing" if values is None else f"a {type(values).__name__}"
-        raise ConfigError(f"{source} must hold sections (`name:`, `teacher:` ...); it holds {found}.")
-    for override in overrides:
-        _apply_override(values, override)
+    return parse_values(_values(text, overrides, source), config_class, source)
+
+
+def parse_values(values: dict[str, Any], config_class: type[Config], source: str) -> Config:
+    """Check everything at once.
+
+    Raises:
+        ConfigError: unknown keys, wrong types; one message lists all of them.
+    """
     try:
         return config_class.model_validate(values)
     except ValidationError as error:
         lines = _explain(error, config_class)
         count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
         raise ConfigError("\n  ".join([f"{source}: {count}", *lines])) from None
+
+
+def _values(text: str, overrides: Sequence[str], source: str) -> dict[str, Any]:
+    values = read_yaml(text, source)
+    if not isinstance(values, dict):
+        found = "nothing" if values is None else f"a {type(values).__name__}"
+        raise ConfigError(f"{source} must hold sections (`name:`, `teacher:` ...); it holds {found}.")
+    for override in overrides:
+        _apply_override(values, override)
+    return values
 
 
 def dump_config(config: RunConfig) -> str:
@@ -83,6 +105,9 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 def _place(node: dict[Any, Any] | list[Any], step: str, where: str) -> Any:
     if isinstance(node, dict):
         return step
+    names = [entry.get("name") if isinstance(entry, dict) else None for entry in node]
+    if step in names:  # stages and tasks have names
+        return names.index(step)
     if not step.isdecimal() or int(step) >= len(node):
         allowed = f"give an index from 0 to {len(node) - 1}" if node else "it is empty"
         raise ConfigError(f"{where} is a list of {len(node)}, and has no entry {step!r}; {allowed}.")

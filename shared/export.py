@@ -14,7 +14,7 @@ from torch import nn
 from shared.adapter import Adapter
 from shared.config import RunConfig
 from shared.durable import committed_folder, write_atomically
-from shared.models.references import ModelRef, resolve_path
+from shared.models.references import resolve_path
 from shared.models.students import merged
 from shared.training.setup import Models
 
@@ -68,11 +68,14 @@ def _write_card(
     figures: Sequence[tuple[str, str]],
     facts: Mapping[str, object],
 ) -> None:
-    origin = _origin(config).name
+    origin = config.origin.name
     front = {"library_name": library, "tags": ["distillation", "vlm-distill"]}
     if resolve_path(origin) is None:  # a hub links a model to its base
         front["base_model"] = origin
     pruned = " with fewer blocks" if config.student.prune else ""
+    taught = "Trained on the reference answers of its data"
+    if config.teacher is not None:
+        taught = f"Distilled from `{config.teacher.model.name}`"
     lines = [
         "---",
         yaml.safe_dump(front, sort_keys=False).rstrip(),
@@ -80,8 +83,8 @@ def _write_card(
         "",
         f"# {config.name}",
         "",
-        f"Distilled from `{config.teacher.model.name}` (objective `{config.objective.name}`), starting from "
-        f"`{origin}`{pruned}. The licence of that model applies.",
+        f"{taught} (objective `{config.objective.name}`), starting from `{origin}`{pruned}. The licence of "
+        "that model applies.",
         "",
         "| figure | value |",
         "| --- | --- |",
@@ -99,18 +102,13 @@ def _write_card(
     write_atomically(folder / "README.md", "\n".join(lines))
 
 
-def _origin(config: RunConfig) -> ModelRef:
-    """The model that the student was made from."""
-    return config.teacher.model if config.student.starts_from_teacher else config.student.model
-
-
 def _write_model(model: nn.Module, adapter: Adapter, target: Path) -> None:
     merged(model).save_pretrained(target)
     adapter.save_pretrained(target)
 
 
 def _write_lora(student: PeftModel, models: Models, config: RunConfig, target: Path) -> None:
-    origin = _origin(config)
+    origin = config.origin
     path = resolve_path(origin.name)
     peft_config = student.peft_config["default"]
     as_it_is = models.kept_layers is None and origin.lora is None and (path is None or path.is_dir())

@@ -111,7 +111,7 @@ class Run:
     # --- the student before its first step, or where it was ------------------------------------------------
 
     def _start_or_resume(self) -> None:
-        session, trainee = self.session, self.session.trainee
+        trainee = self.session.trainee
         self.heldout_groups = self._heldout()
         checkpoints = find_checkpoints(self.workspace.folder)
         if checkpoints:

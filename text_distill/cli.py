@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from shared.cli import Modality, build_app, run_app
 from text_distill.config import TextRunConfig
+from text_distill.stages import TextRecipeConfig
 
 if TYPE_CHECKING:
     from shared.adapter import AdapterKind
@@ -40,6 +41,7 @@ app = build_app(
         kind=_kind,
         evaluate=_evaluate,
         check_evaluation=_check_evaluation,
+        recipe_class=TextRecipeConfig,
     )
 )
 

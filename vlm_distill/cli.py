@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from shared.cli import Modality, build_app, run_app
 from vlm_distill.config import VlmRunConfig
+from vlm_distill.stages import STAGE_KINDS, VlmRecipeConfig
 
 if TYPE_CHECKING:
     from shared.adapter import AdapterKind
@@ -40,6 +41,8 @@ app = build_app(
         kind=_kind,
         evaluate=_evaluate,
         check_evaluation=_check_evaluation,
+        recipe_class=VlmRecipeConfig,
+        stage_kinds=STAGE_KINDS,
     )
 )
 

@@ -38,6 +38,9 @@ TRAINING_PANELS = (
         "Held-out KL(teacher ‖ student)", "nats per token", (Curve("heldout/kl", "held-out KL", "student"),)
     ),
     Panel(
+        "Held-out −log q(reference answer)", "nats per token", (Curve("heldout/nll", "held-out", "student"),)
+    ),
+    Panel(
         "α, the skew of each side",
         "α",
         (

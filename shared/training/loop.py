@@ -33,7 +33,8 @@ from shared.training.plan import MicroBatch, padding_share, plan_round
 from shared.types import Encoded, Group
 
 RETURN_MEMORY_STEPS = 8
-MEASURED = build_objective("kd", {})  # KL(teacher || student), whatever the run minimises
+# What held-out responses are measured by, whatever the run minimises
+WITH_TEACHER, WITHOUT_TEACHER = build_objective("kd", {}), build_objective("sft", {})
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Trainee:
     total_steps: int
     layouts: Layouts
     step: int = 0  # optimiser steps taken in the run
-    best_kl: float = field(default=float("inf"))
+    best_nats: float = field(default=float("inf"))  # of the held-out measurements
 
     @property
     def student(self) -> torch.nn.Module:
@@ -67,14 +68,14 @@ class Trainee:
 
     def state(self) -> dict[str, object]:
         """What a checkpoint holds besides tensors."""
-        best = self.best_kl if self.best_kl < float("inf") else None
-        return {"alpha": self.alpha.state_dict(), "best_kl": best}
+        best = self.best_nats if self.best_nats < float("inf") else None
+        return {"alpha": self.alpha.state_dict(), "best_nats": best}
 
     def restore(self, step: int, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint's counters."""
         self.step = step
         self.alpha.load_state_dict(state["alpha"])
-        self.best_kl = float("inf") if state["best_kl"] is None else state["best_kl"]
+        self.best_nats = float("inf") if state["best_nats"] is None else state["best_nats"]
 
 
 class Prepared(NamedTuple):
@@ -202,11 +203,13 @@ def _optimiser_step(
     }
 
 
-def heldout_kl(trainee: Trainee, groups: Sequence[Group]) -> float:
+def heldout_nats(trainee: Trainee, groups: Sequence[Group]) -> float:
     """KL(teacher ‖ student) on held-out teacher responses, nats per token, over all processes.
 
-    The mean over responses of their means over tokens, as the report's `kl_teacher_model`.
+    The mean over responses of their means over tokens, as the report's `kl_teacher_model`. Without a teacher
+    the responses are reference answers, and it is −log q(y).
     """
+    measured = WITHOUT_TEACHER if trainee.teacher is None else WITH_TEACHER
     accelerator = trainee.accelerator
     lengths = [
         trainee.student_adapter.prompt_tokens(g.sample) + len(g.responses[0].token_ids) for g in groups
@@ -225,7 +228,7 @@ def heldout_kl(trainee: Trainee, groups: Sequence[Group]) -> float:
         for micro in step.by_process[accelerator.process_index]:
             batch = _prepare(trainee, [groups[i] for i in micro.pairs])
             counts = GlobalCounts(1.0, (1.0, 1.0, 1.0))
-            output = _forward(trainee, batch, MEASURED, 0.5, counts)
+            output = _forward(trainee, batch, measured, 0.5, counts)
             if micro.counts:
                 response_N = batch.rows.response_N
                 sums_R = torch.zeros(len(batch.groups), dtype=torch.float64, device=accelerator.device)

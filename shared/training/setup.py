@@ -36,8 +36,8 @@ SUPPORTED_WRAPPING = (DistributedType.NO, DistributedType.MULTI_CPU, Distributed
 class Models:
     """A run's teacher and the student's starting point, with what each needs to read a sample."""
 
-    teacher: PreTrainedModel
-    teacher_adapter: Adapter
+    teacher: PreTrainedModel | None  # None where a run does without (sft)
+    teacher_adapter: Adapter  # the student's own where there is no teacher
     teacher_fingerprint: str
     start: PreTrainedModel | None  # what the student is made of; None, to free its memory, once it has been
     student_adapter: Adapter
@@ -81,31 +81,28 @@ def open_models(config: RunConfig, kind: AdapterKind, device: torch.device) -> M
     Raises:
         UserError: a model that cannot be loaded, vocabularies that do not correspond.
     """
-    teacher_dtype = getattr(torch, config.teacher.dtype)
-    student_dtype = getattr(torch, config.student.dtype)
-    teacher_ref = config.teacher.model
-    student_ref = teacher_ref if config.student.starts_from_teacher else config.student.model
-    teacher_adapter = kind.open(teacher_ref, {})
-    student_adapter = teacher_adapter if student_ref is teacher_ref else kind.open(student_ref, {})
-
-    if student_ref is teacher_ref:
-        start: Any = kind.load(student_ref, dtype=student_dtype)
-        teacher: Any = copy.deepcopy(start).to(teacher_dtype)
-    else:
-        teacher = kind.load(teacher_ref, dtype=teacher_dtype)
-        start = kind.load(student_ref, dtype=student_dtype)
-    teacher.to(device)
+    student_adapter = kind.open(config.origin, {})
+    start: Any = kind.load(config.origin, dtype=getattr(torch, config.student.dtype))
     start.to(device)
+    teacher: Any = None
+    teacher_adapter = student_adapter
+    if config.teacher is not None:
+        dtype = getattr(torch, config.teacher.dtype)
+        if config.student.starts_from_teacher:
+            teacher = copy.deepcopy(start).to(dtype)
+        else:
+            teacher_adapter = kind.open(config.teacher.model, {})
+            teacher = kind.load(config.teacher.model, dtype=dtype).to(device)
     vocabulary = shared_vocabulary(
         teacher_adapter.vocabulary,
         student_adapter.vocabulary,
-        teacher_width=logit_width(teacher),
+        teacher_width=logit_width(start if teacher is None else teacher),
         student_width=logit_width(start),
     )
     return Models(
         teacher=teacher,
         teacher_adapter=teacher_adapter,
-        teacher_fingerprint=fingerprint_of_model(teacher),
+        teacher_fingerprint="" if teacher is None else fingerprint_of_model(teacher),
         start=start,
         student_adapter=student_adapter,
         vocabulary=vocabulary,
@@ -133,7 +130,8 @@ def prune_start(
             kept_layers = _choose_layers(prune, models.start, models.student_adapter, calibration)
         models.start = prune_blocks(models.start, kept_layers)
         models.kept_layers = tuple(kept_layers)
-    check_head(models.teacher, _inputs(models.teacher_adapter, calibration[:1], models.teacher.device))
+    if models.teacher is not None:
+        check_head(models.teacher, _inputs(models.teacher_adapter, calibration[:1], models.teacher.device))
     check_head(models.start, _inputs(models.student_adapter, calibration[:1], models.start.device))
 
 
@@ -172,7 +170,9 @@ def make_trainee(
     distiller, optimizer = accelerator.prepare(distiller, optimizer)
     alpha = config.objective.alpha
     beta = config.objective.beta
-    teacher = LocalTeacher(models.teacher, models.teacher_adapter, models.vocabulary)
+    teacher = None
+    if models.teacher is not None:
+        teacher = LocalTeacher(models.teacher, models.teacher_adapter, models.vocabulary)
     return Trainee(
         accelerator=accelerator,
         distiller=distiller,

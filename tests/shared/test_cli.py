@@ -135,7 +135,7 @@ def test_a_command_line_that_is_none_is_exit_code_2(distill, arguments):
 
 
 def test_an_error_of_our_own_keeps_its_traceback(monkeypatch, config):
-    def broken(_: object) -> None:
+    def broken(_: object, **options: object) -> None:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(check_module, "check_config", broken)

@@ -188,8 +188,20 @@ def test_all_problems_are_told_at_once_each_on_a_line_of_its_own():
 def test_what_is_missing_is_named():
     assert complaint(text="name: x").splitlines()[1:] == [
         f"  {section}: required, and not given"
-        for section in ("teacher", "student", "prompts", "generation", "training")
+        for section in ("student", "prompts", "generation", "training")
     ]
+
+
+def test_only_sft_with_a_student_of_its_own_does_without_a_teacher():
+    def without(*overrides: str) -> str:
+        return complaint("teacher=null", *overrides)
+
+    assert "teacher: required, and not given" in without("student.model=qwen")
+    assert "this is 'distillm2' with student.model 'qwen'" in without("student.model=qwen")
+    assert "this is 'sft' with student.model 'teacher'" in without(
+        "objective.name=sft", "student.model=teacher"
+    )
+    assert parse("teacher=null", "objective.name=sft", "student.model=qwen").teacher is None
 
 
 # --- overrides ---------------------------------------------------------------------------------------------

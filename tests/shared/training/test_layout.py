@@ -10,7 +10,7 @@ from transformers import MistralConfig, MistralForCausalLM
 from builders import tiny_tokenizer
 from runs import first_gradients, tiny_config, tiny_run
 from shared.errors import UserError
-from shared.training.loop import _prepare, heldout_kl
+from shared.training.loop import _prepare, heldout_nats
 
 ONE_STEP = ("training.pairs_per_step=10", "training.micro_batch_tokens=300")
 JOINT, SEPARATE = "training.pair_layout=joint", "training.pair_layout=separate"
@@ -121,7 +121,7 @@ def test_held_out_measurements_have_no_4d_mask_and_do_not_depend_on_the_layout(f
         run.execute("generate")
         trainee = run.session.trainee
         assert _prepare(trainee, run.heldout_groups).student.inputs["attention_mask"].ndim == 2
-        values.append(heldout_kl(trainee, run.heldout_groups))
+        values.append(heldout_nats(trainee, run.heldout_groups))
     assert values[0] == values[1]
 
 
