@@ -25,7 +25,7 @@ RENAMED = (
     (r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.", r"encoder.layers.\1.mlp.fc1."),
     (r"transformer\.resblocks\.(\d+)\.mlp\.c_proj\.", r"encoder.layers.\1.mlp.fc2."),
 )
-FUSED = re.compile(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)")
+FUSED = re.compile(r"transformer\.resblocks\.(\d+)\.attn\.in_proj\.(weight|bias)")
 RESAMPLING = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
 
 
@@ -60,7 +60,7 @@ def as_llava(model: OpenClipLlavaForConditionalGeneration) -> LlavaForConditiona
         hidden_size=tower.conv1.out_channels,
         intermediate_size=block.mlp.c_fc.out_features,
         num_hidden_layers=len(tower.transformer.resblocks),
-        num_attention_heads=block.attn.num_heads,
+        num_attention_heads=block.attn.heads,
         image_size=tower.image_size[0],
         patch_size=tower.patch_size[0],
         hidden_act="gelu" if isinstance(block.mlp.gelu, nn.GELU) else "quick_gelu",

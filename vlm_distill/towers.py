@@ -107,7 +107,7 @@ def open_tower(spec: TowerSpec, *, seed: int = 0) -> Tower:
     set_image_size(module, size)
     config["hidden_size"], *config["grid"] = _feature_maps(module, [config["layer"]])[0].shape[1:]
     preprocess["size"] = size
-    _save_all_buffers(module)
+    _finish(module)
     return Tower(module, config, preprocess, _source(spec))
 
 
@@ -116,7 +116,7 @@ def build_tower(config: Mapping[str, Any]) -> nn.Module:
     module = _build(config, "a stored configuration")
     set_image_size(module, config["vision_cfg"]["image_size"])
     cut(module, config["layer"])
-    _save_all_buffers(module)
+    _finish(module)
     return module
 
 
@@ -262,8 +262,14 @@ def _build(config: Mapping[str, Any], name: str) -> nn.Module:
     return module
 
 
-def _save_all_buffers(tower: nn.Module) -> None:
-    """Have buffers saved that a model computes as it is built: transformers leaves those empty in loading."""
+def _finish(tower: nn.Module) -> None:
+    """Make a tower fit for transformers and peft, in place.
+
+    Buffers that it computed as it was built are saved from now on: transformers loads others empty.
+    """
+    from vlm_distill.attention import with_plain_attention
+
+    with_plain_attention(tower)
     for module in tower.modules():
         for name in list(module._non_persistent_buffers_set):
             module.register_buffer(name, module.get_buffer(name).clone())
