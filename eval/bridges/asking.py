@@ -46,7 +46,7 @@ class Generation(NamedTuple):
     """One reply to be made. `settings` are the harness's: until, max_gen_toks, temperature ..."""
 
     document: Document
-    index: int  # among the document's requests
+    number: int  # among the document's requests
     draw: int
     messages: tuple[Message, ...]
     settings: Mapping[str, Any]
@@ -160,7 +160,7 @@ class Asker:
 
     def _request(self, one: Generation) -> Request:
         task, number = one.document
-        name = f"{task}/{number}" + (f"/{one.index}" if one.index else "")
+        name = f"{task}/{number}" + (f"/{one.number}" if one.number else "")
         sample = Sample(name, one.messages, self._family, source=name)
         if sample.images and not self.opened.engine.accepts_images:
             raise UserError(

@@ -15,6 +15,7 @@ from eval.run_stage import evaluate_run
 from eval.run_tasks import check_tasks
 from eval.suites import Registry
 from evaluations import sums, write_rows
+from faulty_server import FaultyServer, completion, serving
 from runs import tiny_config
 from shared.check import smoke_config
 from shared.config import EvaluationConfig
@@ -128,6 +129,18 @@ def test_other_settings_are_asked_anew(run, asked):
     asked.clear()
     evaluate_run(other)
     assert len(questions(asked)) == 3 * (3 + 2)
+
+
+def test_a_judge_behind_a_server_grades_all_three(run):
+    server = FaultyServer()
+    server.answer = lambda body: completion("Fair.\nRating: 7")
+    with serving(server):
+        judge = f"evaluation.judge={{model: 'server:{server.url}#judge', mode: single}}"
+        judged = with_tasks(run.config.folder.parent, "judged", judge)
+        judged.execute("export")
+        scores = evaluate_run(judged).data["scores"]
+    assert {of_role["alpaca_eval/rating"]["value"] for of_role in scores.values()} == {7.0}
+    assert len(server.requests) == 3 * (2 + 2 * 2)  # two answers each, and as many for each control
 
 
 def test_killed_while_asking_it_goes_on_where_it_was(run, tmp_path, monkeypatch):
