@@ -11,7 +11,9 @@ from typing import Literal
 from shared.config import FilterConfig
 from shared.types import Response
 
-Fault = Literal["empty", "truncated", "withheld", "short", "long", "repetitive", "refusal"]
+Fault = Literal[
+    "empty", "truncated", "withheld", "short", "long", "repetitive", "refusal", "unlike the image"
+]
 
 REFUSALS = (
     *("i'm sorry, but i can", "i am sorry, but i can", "i'm sorry, i can't", "sorry, but i can't"),

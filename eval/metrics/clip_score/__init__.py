@@ -58,16 +58,14 @@ def compute(
         InputError: Not strings, an image that cannot be read, or unequal lengths; names the index.
         UserError: No such model, or one without safetensors weights.
     """
-    captions = strings("predictions", predictions)
-    pictures = [_opener(index, image) for index, image in enumerate(items("images", images))]
-    same_length(predictions=captions, images=pictures)
+    captions, pictures = _checked(predictions, images)
     rows = None if references is None else string_lists("references", references)
     if rows is not None:
         same_length(predictions=captions, references=rows)
 
     clip = _load(model, device)
     caption_ND = _embed_texts(clip, captions)
-    fit_N = (caption_ND * _embed_images(clip, pictures)).sum(dim=1).clamp(min=0)
+    fit_N = _fit(caption_ND, _embed_images(clip, pictures))
     result = summary("clip_score", (WEIGHT * fit_N).tolist())
     if rows is None:
         return result
@@ -83,6 +81,37 @@ def compute(
         "ref_clip_score": with_references.value,
         "ref_clip_score_stderr": with_references.stderr,
     }
+
+
+def scores(
+    predictions: Sequence[str],
+    images: Sequence[str | Path | Image],
+    model: str = PAPERS_MODEL,
+    device: str = "cpu",
+) -> list[float]:
+    """The CLIPScore of each caption, of which `compute` gives the mean.
+
+    Raises:
+        InputError, UserError: As `compute`.
+    """
+    captions, pictures = _checked(predictions, images)
+    clip = _load(model, device)
+    fits: list[float] = (WEIGHT * _fit(_embed_texts(clip, captions), _embed_images(clip, pictures))).tolist()
+    return fits
+
+
+def _checked(
+    predictions: Sequence[str], images: Sequence[str | Path | Image]
+) -> tuple[list[str], list[Callable[[], Image]]]:
+    captions = strings("predictions", predictions)
+    pictures = [_opener(index, image) for index, image in enumerate(items("images", images))]
+    same_length(predictions=captions, images=pictures)
+    return captions, pictures
+
+
+def _fit(caption_ND: Tensor, image_ND: Tensor) -> Tensor:
+    """The cosines (N) of unit vectors, at least 0."""
+    return (caption_ND * image_ND).sum(dim=1).clamp(min=0)
 
 
 class _Clip(NamedTuple):
