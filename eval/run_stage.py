@@ -148,6 +148,7 @@ def _agreement(
     name: RoleName,
 ) -> Agreement:
     models, budget = run.session.models, run.config.training.micro_batch_tokens
+    assert models.teacher is not None, "a run without a teacher has no agreement"
     tokens = models.student_adapter.prompt_tokens
     batches = [micro_batches(groups, tokens, batch_tokens=budget) for groups in (teacher_groups, own_groups)]
     total = sum(map(len, batches))

@@ -145,7 +145,10 @@ def _have(job: Job, folder: Path, opened: Opened, run: Run) -> bool:
     if job.task.runner is None:
         prepare(job, folder)
     wanted = _identity(place, job)
-    for path in [place, *sorted(run.workspace.folder.parent.glob(f"*/evaluation/*/{name}"))]:
+    beside = sorted(run.workspace.folder.parent.glob(f"*/evaluation/*/{name}"))
+    if job.task.runner is not None and job.settings.data.path is not None:
+        beside = []  # nobody knows whether the files there are still the same
+    for path in [place, *beside]:
         if (path / FINISHED).exists() and _identity(path, job) == wanted:
             if path != place:
                 run.speaker.say(f"  {name}: taken from {path}")

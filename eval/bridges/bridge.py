@@ -91,6 +91,7 @@ class Bridge:
             "quotients": {name: quotient._asdict() for name, quotient in task.quotients.items()},
         }
         write_atomically(folder / METRICS, json.dumps(found_metrics, indent=1))
+        write_atomically(folder / "harness.json", json.dumps(dict(found.totals), indent=1))
         write_atomically(folder / "settings.json", settings.model_dump_json(indent=1))
         return write_records(folder, task, records, {}, more=_totals(task, found, len(records)))
 
@@ -119,12 +120,14 @@ def found_in(results: Mapping[str, Any]) -> Found:
     higher: dict[str, bool] = {}
     for name, samples in results["samples"].items():
         found = results["results"][name]
-        keys = [key for key, value in found.items() if "," in key and isinstance(value, int | float)]
+        keys = [
+            key
+            for key, value in found.items()
+            if "," in key and isinstance(value, int | float) and math.isfinite(value)
+        ]
         totals[name] = {_short(key): float(found[key]) for key in keys if "_stderr," not in key}
         errors[name] = {
-            _short(key.replace("_stderr,", ",")): float(found[key])
-            for key in keys
-            if "_stderr," in key and math.isfinite(found[key])
+            _short(key.replace("_stderr,", ",")): float(found[key]) for key in keys if "_stderr," in key
         }
         higher |= {k: v is not False for k, v in results["higher_is_better"].get(name, {}).items()}
         filters = list(dict.fromkeys(key.partition(",")[2] for key in keys))

@@ -143,6 +143,23 @@ def test_a_judge_behind_a_server_grades_all_three(run):
     assert len(server.requests) == 3 * (2 + 2 * 2)  # two answers each, and as many for each control
 
 
+def test_a_task_that_runs_in_its_own_way(run, asked):
+    folder = run.config.folder.parent
+    prompts = write_rows(folder / "prompts.jsonl", [{"prompt": "a b"}, {"prompt": "c"}])
+    task = f"{{name: agreement, teacher: {folder / 'teacher'}, data: {{path: {prompts}}}}}"
+    for name in ("one", "two"):  # a file may have changed: what the one has found is not taken by the other
+        following = with_tasks(folder, name, f"evaluation.tasks=[{task}]")
+        following.execute("export")
+        asked.clear()
+        scores = evaluate_run(following).data["scores"]
+        assert len(questions(asked)) == 3 * 2 * 4  # three models beside the teacher, both sampled and greedy
+        asked.clear()
+        evaluate_run(following)
+        assert not asked
+    assert scores["teacher"]["agreement/kl_teacher_model"]["value"] == pytest.approx(0, abs=1e-6)
+    assert scores["student"]["agreement/kl_teacher_model"]["value"] > 0.01
+
+
 def test_killed_while_asking_it_goes_on_where_it_was(run, tmp_path, monkeypatch):
     again = with_tasks(tmp_path)
     original, calls, dies_at = TransformersEngine._generate_ids, 0, math.inf
