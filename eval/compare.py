@@ -103,14 +103,14 @@ def compare(
                 f"{folder}: a control of none of the compared tasks ({', '.join(common)}); it has "
                 f"{', '.join(names_here)}."
             )
-        found = hold_against(
+        of_roles = hold_against(
             dict(zip(roles, runs, strict=True)), _read_run(folder, shared_here), tasks, metrics, seed=seed
         )
-        if twice := sorted(found.keys() & held.keys()):
+        if twice := sorted(of_roles.keys() & held.keys()):
             raise StoreError(
                 f"two controls of {twice[0]}: {held[twice[0]].run.folder} and {folder}. Give one of them."
             )
-        held |= found
+        held |= of_roles
     return Compared(roles, runs, tasks, metrics, evaluations, tuple(left_out), held)
 
 

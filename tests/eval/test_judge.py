@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+from PIL import Image
 
 from eval.judge import CONSTANT_ANSWER, JudgeSettings, controls, judge_answers, judge_pairs
 from eval.judge_opinions import Cost, doubts, summarise_pairs, summarise_ratings, total_cost
@@ -367,13 +368,15 @@ def test_images_are_shown_or_refused(tmp_path):
         seen.append([part for part in request.sample.messages[0].parts if isinstance(part, ImagePart)])
         return "Rating: 5"
 
-    given = [items(1)[0]._replace(images=("cat.png",))]
+    cat = str(tmp_path / "cat.png")
+    Image.new("RGB", (2, 2)).save(cat)  # it is part of the replies' identity by its content
+    given = [items(1)[0]._replace(images=(cat,))]
     judge_answers(Judge(look, accepts_images=True), given, SETTINGS, folder=tmp_path / "a")
     with pytest.raises(UserError, match="show_images: false"):
         judge_answers(Judge(look), given, SETTINGS, folder=tmp_path / "b")
     blind = SETTINGS.model_copy(update={"show_images": False})
     judge_answers(Judge(look), given, blind, folder=tmp_path / "c")
-    assert seen == [[ImagePart("cat.png")], []]
+    assert seen == [[ImagePart(cat)], []]
 
 
 def test_a_server_judges_in_spite_of_faults(tmp_path):
