@@ -12,7 +12,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from shared.config import HubData
 from shared.errors import DataError
@@ -46,7 +46,7 @@ def read_file(path: Path) -> Iterator[Numbered]:
         )
     try:
         with gzip.open(path, "rb") if packed else path.open("rb") as file:
-            yield from _READERS[suffix](file)
+            yield from _READERS[suffix](cast(BinaryIO, file))
     except (ValueError, RecursionError, csv.Error, EOFError, gzip.BadGzipFile) as error:
         raise DataError(f"{path} cannot be read: {error}. Is the file whole, and of this type?") from None
     except OSError as error:
@@ -90,7 +90,7 @@ def _undecoded(feature: Any) -> Any:
     return feature
 
 
-def _json(file: IO[bytes]) -> Iterator[Numbered]:
+def _json(file: BinaryIO) -> Iterator[Numbered]:
     content = file.read()
     try:
         rows = json.loads(content.decode("utf-8-sig"))
@@ -109,14 +109,14 @@ def _json(file: IO[bytes]) -> Iterator[Numbered]:
     yield from (Numbered(number, row) for number, row in enumerate(rows, start=1))
 
 
-def _json_lines(file: IO[bytes]) -> Iterator[Numbered]:
+def _json_lines(file: BinaryIO) -> Iterator[Numbered]:
     for number, line in enumerate(file, start=1):
         if line.strip():
             yield Numbered(number, line)
 
 
-def _separated(separator: str) -> Callable[[IO[bytes]], Iterator[Numbered]]:
-    def read(file: IO[bytes]) -> Iterator[Numbered]:
+def _separated(separator: str) -> Callable[[BinaryIO], Iterator[Numbered]]:
+    def read(file: BinaryIO) -> Iterator[Numbered]:
         csv.field_size_limit(2**27)  # a data URL in a cell is long
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
         for number, row in enumerate(csv.DictReader(text, delimiter=separator, strict=True), start=1):
@@ -142,7 +142,7 @@ def _parquet(path: Path) -> Iterator[Numbered]:
         raise DataError(f"{path} is not a readable Parquet file: {error}") from None
 
 
-_READERS: dict[str, Callable[[IO[bytes]], Iterator[Numbered]]] = {
+_READERS: dict[str, Callable[[BinaryIO], Iterator[Numbered]]] = {
     ".jsonl": _json_lines,
     ".json": _json,
     ".csv": _separated(","),
