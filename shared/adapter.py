@@ -13,7 +13,9 @@ from shared.types import Encoded, Group, Layout, Sample
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
+    from shared.config import StudentConfig
     from shared.models.references import ModelRef
     from shared.models.vocabulary import Vocabulary
 
@@ -81,6 +83,29 @@ class AdapterKind(Protocol):
 
     def load(self, ref: ModelRef, *, dtype: torch.dtype) -> nn.Module:
         """The model's weights, in eval mode, on the CPU."""
+        ...
+
+    def make_student(
+        self,
+        config: StudentConfig,
+        start: PreTrainedModel,
+        adapter: Adapter,
+        samples: Sequence[Sample],
+        *,
+        seed: int,
+    ) -> nn.Module:
+        """What is trained, made of the model that the student starts from.
+
+        Args:
+            config: the run's `student`.
+            start: left as it is.
+            adapter: the student's.
+            samples: prompts of the run, for what depends on them.
+            seed: of low-rank updates.
+
+        Raises:
+            UserError: modules or parts that the model does not have.
+        """
         ...
 
 

@@ -116,7 +116,7 @@ class StudentConfig(Section):
 
     @model_validator(mode="after")
     def _all_has_effect(self) -> StudentConfig:
-        if self.method == "full":
+        if not self.uses_lora:
             _refuse_idle(self, "lora", because="with method: full", instead="set method: lora or dora")
         if self.starts_from_teacher:
             _refuse_idle(
@@ -127,6 +127,11 @@ class StudentConfig(Section):
                 instead="set it there",
             )
         return self
+
+    @property
+    def uses_lora(self) -> bool:
+        """Whether low-rank updates are trained."""
+        return self.method != "full"
 
     @property
     def starts_from_teacher(self) -> bool:

@@ -111,7 +111,10 @@ def _write_lora(student: PeftModel, models: Models, config: RunConfig, target: P
     origin = config.origin
     path = resolve_path(origin.name)
     peft_config = student.peft_config["default"]
-    as_it_is = models.kept_layers is None and origin.lora is None and (path is None or path.is_dir())
+    trained = [name for name, parameter in student.named_parameters() if parameter.requires_grad]
+    base_moved = any("lora_" not in name for name in trained)  # a projector that is trained in full
+    found = origin.lora is None and (path is None or path.is_dir())
+    as_it_is = models.kept_layers is None and found and not base_moved
     if as_it_is:
         peft_config.base_model_name_or_path = origin.name if path is None else str(path.resolve())
         peft_config.revision = origin.revision

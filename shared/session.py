@@ -182,9 +182,11 @@ def open_session(
     steps_per_round = -(-len(train) * config.generation.draws // config.training.pairs_per_step)
     trainee = make_trainee(
         config,
+        kind,
         models,
         accelerator,
         objective,
+        samples=train,
         tasks=sorted({sample.task for sample in (*train, *heldout)}),
         total_steps=steps_per_round * config.training.rounds,
         layouts=layouts,

@@ -34,8 +34,11 @@ from shared.types import Encoded, Group, Layout, Message, Sample
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from shared.adapter import Adapter
+    from shared.config import StudentConfig
 
 
 class TextAdapter:
@@ -211,6 +214,21 @@ class TextAdapterKind:
     def load(self, ref: ModelRef, *, dtype: torch.dtype) -> PreTrainedModel:
         """The model's weights, in eval mode, on the CPU."""
         return load_causal_lm(ref, dtype=dtype)
+
+    def make_student(
+        self,
+        config: StudentConfig,
+        start: PreTrainedModel,
+        adapter: Adapter,
+        samples: Sequence[Sample],
+        *,
+        seed: int,
+    ) -> nn.Module:
+        """What is trained: the whole model, or low-rank updates of it."""
+        from shared.models.students import make_student
+
+        del adapter, samples  # a text model is the same whatever it reads
+        return make_student(config, start, seed=seed)
 
 
 def _takes_position_ids(model_config: Mapping[str, object]) -> bool:

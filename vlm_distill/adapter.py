@@ -22,9 +22,11 @@ from vlm_distill.prompt_reader import Prompt, PromptReader
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
+    from shared.adapter import Adapter
+    from shared.config import StudentConfig
     from shared.models.references import ModelRef
 
 PLACEHOLDER_KEYS = ("image_token_id", "image_token_index", "video_token_id", "boi_token_index")
@@ -263,6 +265,51 @@ class VlmAdapterKind:
         from shared.models.loading import load_image_text_model
 
         return load_image_text_model(ref, dtype=dtype)
+
+    def make_student(
+        self,
+        config: StudentConfig,
+        start: PreTrainedModel,
+        adapter: Adapter,
+        samples: Sequence[Sample],
+        *,
+        seed: int,
+    ) -> nn.Module:
+        """What is trained: the whole model, low-rank updates, or each part as `student.parts` says.
+
+        Raises:
+            UserError: parts without a picture among the prompts, or that the model does not have.
+        """
+        import copy
+
+        import torch
+
+        from shared.models.students import make_student
+        from vlm_distill.config import VlmStudentConfig
+        from vlm_distill.parts import apply_parts
+
+        if not isinstance(config, VlmStudentConfig) or config.parts is None:
+            return make_student(config, start, seed=seed)
+        shown = next((sample for sample in samples if sample.images), None)
+        if shown is None:
+            raise UserError(
+                "student.parts needs a picture to look through, and no prompt has one. Remove it."
+            )
+        student: Any = copy.deepcopy(start).to(getattr(torch, config.dtype))
+        taken = inspect.signature(student.get_image_features).parameters
+        looked_at = {
+            name: tensor.to(student.device)
+            for name, tensor in adapter.encode_prompts([shown]).items()
+            if name in taken and name != "input_ids"
+        }
+        return apply_parts(
+            student,
+            config.parts,
+            vision_inputs=looked_at,
+            lora=config.lora,
+            dora=config.method == "dora",
+            seed=seed,
+        )
 
 
 TEMPLATE_FREE = frozenset({"paligemma"})  # a prompt is a prefix, not a chat

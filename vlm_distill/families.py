@@ -147,7 +147,7 @@ _TILED_LLAVA: Mapping[str, Batching] = {"pixel_values": "image", "image_sizes": 
 # By `model_type`. One line adds a family; docs/ADDING_A_MODALITY.md goes through it.
 FAMILIES: dict[str, Family] = {
     "llava": _LLAVA,
-    "open_clip_llava": _LLAVA,
+    "vlm_distill_llava": _LLAVA,
     "llava_next": Family(_TILED_LLAVA, _base_and_unpadded),
     "llava_onevision": Family({**_TILED_LLAVA, "batch_num_images": "sample"}, _base_and_unpadded),
     "qwen2_5_vl": Family(_QWEN, _merged_patches, position_axes=True),

@@ -47,6 +47,7 @@ def load_prompts(
     seed: int,
     on_bad_row: Literal["fail", "skip"] = "fail",
     images: Handling = Handling(),  # noqa: B008 - immutable
+    beside: Sequence[PromptSource] = (),
 ) -> Loaded:
     """Read all sources, in order, each shuffled and limited as it says, and mix them by their weights.
 
@@ -58,6 +59,7 @@ def load_prompts(
         seed: Of the shuffles.
         on_bad_row: Whether rows that cannot be used stop everything, or are left out, counted and listed.
         images: What is done with the rows' images.
+        beside: Sources that are read as well, whose rows are others even where a file's name is the same.
 
     Raises:
         DataError: rows that cannot be used (the message names file, line and cause of the first ten), ids
@@ -66,7 +68,7 @@ def load_prompts(
     """
     problems: list[str] = []
     read: list[list[Sample]] = []
-    for opened in _open(sources):
+    for opened in _open(sources, beside):
         samples = _read(opened, images, problems)
         if opened.source.shuffle:
             samples.sort(key=lambda sample: hashlib.sha256(f"{seed}\0{sample.id}".encode()).digest())
@@ -158,9 +160,10 @@ def listed(head: str, lines: Sequence[str]) -> str:
     return "\n  ".join([f"{head}:" if lines else head, *lines[:LISTED], *more])
 
 
-def _open(sources: Sequence[PromptSource]) -> list[_Opened]:
+def _open(sources: Sequence[PromptSource], beside_them: Sequence[PromptSource]) -> list[_Opened]:
     opened: list[_Opened] = []
     names: list[str] = []
+    others = {path.name: path for s in beside_them if s.path and (path := resolve_path(s.path)) is not None}
     for source in sources:
         root = Path(source.image_root).expanduser() if source.image_root else None
         if root is not None and not root.is_dir():
@@ -176,6 +179,8 @@ def _open(sources: Sequence[PromptSource]) -> list[_Opened]:
                     ".parquet file; a data set of the hub is written {hub: {id: ..., split: ...}}."
                 )
             name, beside, rows = path.name, path.parent, partial(read_file, path)
+            if others.get(name, path) != path:  # train/questions.json and test/questions.json
+                name = f"{path.parent.name}/{name}"
         label = name if name not in names else f"{name}#{names.count(name) + 1}"
         names.append(name)
         opened.append(_Opened(source, label, rows, root or beside))

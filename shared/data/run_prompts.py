@@ -43,8 +43,8 @@ def load_run_prompts(
     if image_folder is not None:
         images = Handling(config.images, in_folder(image_folder), look="decode", downloads=image_folder)
     (train, notes), (heldout, more) = (
-        load_prompts(sources, seed=seed, on_bad_row=config.on_bad_row, images=images)
-        for sources in (config.train, config.heldout)
+        load_prompts(sources, seed=seed, on_bad_row=config.on_bad_row, images=images, beside=beside)
+        for sources, beside in ((config.train, ()), (config.heldout, config.train))
     )
     both = {sample.id for sample in train} & {sample.id for sample in heldout}
     if both:

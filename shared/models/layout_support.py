@@ -35,7 +35,7 @@ JOINT_FAMILIES = frozenset({
 # The same, of models whose text decoder is one of those and whose images are ordinary tokens to it
 # (tests/vlm_distill/test_families.py).
 JOINT_VISION_FAMILIES = frozenset({
-    "idefics3", "internvl", "llava", "llava_next", "llava_onevision", "open_clip_llava", "qwen2_5_vl",
+    "idefics3", "internvl", "llava", "llava_next", "llava_onevision", "vlm_distill_llava", "qwen2_5_vl",
     "qwen3_vl", "smolvlm",
 })
 # fmt: on

@@ -28,6 +28,17 @@ class Distiller(nn.Module):
         self._vocabulary = vocabulary
         self._normalization = normalization
 
+    def train(self, mode: bool = True) -> Distiller:
+        """As of any module, but statistics of batches stay what they are.
+
+        A layer that normalised by its micro-batch would make the gradient depend on how a step is split.
+        """
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
     def forward(
         self,
         inputs: Mapping[str, Tensor],

@@ -19,7 +19,6 @@ from shared.errors import UserError
 from shared.models.heads import causal_lm_of, check_head, logit_width
 from shared.models.layer_choice import keep_layers
 from shared.models.pruning import block_influence, blocks_of, prune_blocks
-from shared.models.students import make_student
 from shared.models.teachers import LocalTeacher, fingerprint_of_model
 from shared.models.vocabulary import SharedVocabulary, shared_vocabulary
 from shared.objectives.curriculum import AlphaCurriculum, BetaSchedule
@@ -137,10 +136,12 @@ def prune_start(
 
 def make_trainee(
     config: RunConfig,
+    kind: AdapterKind,
     models: Models,
     accelerator: Accelerator,
     objective: Objective,
     *,
+    samples: Sequence[Sample],
     tasks: Sequence[str],
     total_steps: int,
     layouts: Layouts,
@@ -148,7 +149,9 @@ def make_trainee(
     """The student ready to train, made of `models.start`, which is given up."""
     assert models.start is not None
     training = config.training
-    student = make_student(config.student, models.start, seed=config.seed)
+    student = kind.make_student(
+        config.student, models.start, models.student_adapter, samples, seed=config.seed
+    )
     models.start = None
     if training.gradient_checkpointing:
         causal_lm_of(student).gradient_checkpointing_enable({"use_reentrant": False})
