@@ -12,9 +12,8 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
-
-# A pass costs as much as this share of its token budget even without tokens: weights are read, gradients added
-# up, kernels started. Measured in benchmarks/scaling.py.
+# A pass costs as much as this share of its token budget even without tokens: weights are read, gradients
+# added up, kernels started. Measured in benchmarks/scaling.py.
 RUNS_PER_BUDGET = 32
 
 
@@ -61,8 +60,8 @@ def plan_round(
 def fill(ordered: Sequence[int], tokens: Sequence[int], budget: int) -> list[list[int]]:
     """Cut indices, ascending by their tokens, into the runs that are cheapest to compute.
 
-    A run costs its padded tokens, of which it may have `budget` (or be alone), and a fixed share of the budget
-    for being one more: so lengths that differ much are not padded to each other only to fill a budget.
+    A run costs its padded tokens, of which it may have `budget` (or be alone), and a fixed share of the
+    budget for being one more: so lengths that differ much are not padded to each other only to fill one.
     """
     overhead = budget / RUNS_PER_BUDGET
     # cheapest[j]: of the first j, with the start of the last run; ties go to the longer last run
