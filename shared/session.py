@@ -237,9 +237,7 @@ def _introduce(
     if models.teacher is not None:
         taught_by = f"teacher {trainable_parameters(models.teacher).total / 1e6:.1f} M parameters, "
     if models.kept_layers is not None:
-        blocks = models.teacher.config.get_text_config(decoder=True).num_hidden_layers
-        dropped = sorted(set(range(blocks)) - set(models.kept_layers))
-        speaker.say(f"  pruned blocks {', '.join(map(str, dropped))} of {blocks}")
+        speaker.say(f"  pruned to the blocks {', '.join(map(str, models.kept_layers))}")
     speaker.say(
         f"  {taught_by}student {student.total / 1e6:.1f} M parameters, "
         f"{student.trainable / 1e6:.1f} M of them trained ({config.student.method})"

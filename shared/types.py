@@ -52,8 +52,9 @@ class Message:
 class Sample:
     """One prompt: the chat up to the turn that a model is to write.
 
-    `id` is unique within a run, also for prompts with the same text. `reference` is the data set's own answer,
-    `rejected` one that it calls worse. `source` says where the row came from ("prompts.jsonl:12"), for messages.
+    `id` is unique within a run, also for prompts with the same text. `reference` is the data set's own
+    answer, `rejected` one that it calls worse. `source` says where the row came from ("prompts.jsonl:12"),
+    for messages.
     """
 
     id: str

@@ -26,9 +26,7 @@ TASK = Task(
     family="instruction",
     summary="252 user-oriented instructions of Self-Instruct",
     # the hub's own copy in Parquet: the data set itself is a script, which nobody should run
-    data=Hub(
-        "yizhongw/self_instruct", file="human_eval/train/0000.parquet", revision="refs/convert/parquet"
-    ),
+    data=Hub("yizhongw/self_instruct", file="human_eval/train/0000.parquet", revision="refs/convert/parquet"),
     columns="id, instruction, instances (a list of {input, output})",
     read=read,
     metrics=METRICS,

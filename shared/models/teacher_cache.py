@@ -307,7 +307,8 @@ def _rows(
     owners = [(group.sample, response) for group in groups for response in group.responses]
     targets = [token for _, response in owners for token in response.token_ids]
     sparse = sparse_signal(dense, torch.tensor(targets, device=dense.hidden_NE.device), top_k=top_k)
-    columns = [column.split([len(response.token_ids) for _, response in owners]) for column in sparse]
+    lengths = [len(response.token_ids) for _, response in owners]
+    columns = [torch.split(column, lengths) for column in sparse]
     return [
         {
             "key": _key(sample, response, prompt_key),

@@ -171,8 +171,9 @@ def _plain_sum(
         match signal:
             case Dense(hidden_NE, head):
                 assert head.vocabulary_size == student_head.vocabulary_size, "heads of two vocabularies"
-                teacher_logits_NV: Tensor | None = head.logits(hidden_NE)
-                log_p_N: Tensor | None = -nll(teacher_logits_NV, targets_N)
+                logits_NV = head.logits(hidden_NE)
+                teacher_logits_NV: Tensor | None = logits_NV
+                log_p_N: Tensor | None = -nll(logits_NV, targets_N)
             case Sparse():
                 log_p_N = signal.target_log_p_N
             case None:

@@ -49,7 +49,7 @@ def choose_layouts(
     """
     if wanted == "separate":
         return Layouts(response_tokens=response_tokens)
-    assert models.start is not None
+    assert models.start is not None and models.teacher is not None
     sides: tuple[tuple[str, nn.Module, Adapter], ...] = (
         ("student", models.start, models.student_adapter),
         ("teacher", models.teacher, models.teacher_adapter),

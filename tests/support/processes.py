@@ -15,7 +15,7 @@ SUPPORT = Path(__file__).resolve().parent
 def in_two_processes(statements: str, *arguments: str) -> None:
     """Run statements under `torch.distributed.run` with gloo, with the arguments in `sys.argv`."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    path = os.pathsep.join([str(SUPPORT), str(SUPPORT.parents[1])])
+    path = os.pathsep.join([str(SUPPORT), str(SUPPORT.parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {
         "PYTHONPATH": path,
         "OMP_NUM_THREADS": str(max(1, torch.get_num_threads())),

@@ -1,4 +1,4 @@
-"""Gradients of a student that FSDP2 shards over the processes of this group, for tests."""
+"""Gradients of a student that FSDP2 or ZeRO-3 shards over the processes of this group, for tests."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from shared.training.distiller import Distiller
 from shared.types import Encoded
 
 VOCABULARY = SharedVocabulary(250, (0,))
+CASES = (("lora", True), ("lora", False), ("full", True), ("full", False))  # method, tied head
 MICRO_BATCHES = 4  # of the global batch
 
 
@@ -81,7 +82,13 @@ def accumulate(module: nn.Module, teacher: LocalTeacher, indices: range, *, scal
             beta=0.6,
             counts=counts(),
         )
-        (output.loss * scale).backward()
+        loss = output.loss * scale
+        if hasattr(module, "backward"):  # DeepSpeed's engine steps on its own account
+            module.backward(loss)
+            if index != indices[-1]:
+                module.step()
+        else:
+            loss.backward()
 
 
 def gradients_of(module: nn.Module) -> dict[str, Tensor]:
@@ -98,8 +105,42 @@ def compare_with_one_process() -> None:
     """LoRA beside a tied head, and tied and untied heads that are trained."""
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
-    for method, tied in (("lora", True), ("full", True), ("full", False)):
+    for method, tied in CASES:
         _compare(method, tied=tied)
+    dist.destroy_process_group()
+
+
+def compare_zero3_with_one_process() -> None:
+    """The same under DeepSpeed, whose partitioned head must be whole wherever the loss reads it."""
+    import deepspeed
+    from deepspeed.utils import safe_get_full_grad
+
+    deepspeed.init_distributed("gloo")
+    torch.set_num_threads(1)
+    rank, processes = dist.get_rank(), dist.get_world_size()
+    teacher = LocalTeacher(tiny_llama(layers=4, seed=0), None, VOCABULARY)  # type: ignore[arg-type]
+    for method, tied in CASES:
+        alone = distiller_of(method, tied=tied)
+        accumulate(alone, teacher, range(MICRO_BATCHES), scale=1.0)
+        expected = gradients_of(alone)
+        distiller = distiller_of(method, tied=tied)
+        optimizer = torch.optim.AdamW([p for p in distiller.parameters() if p.requires_grad], lr=0.0)
+        mine = range(rank, MICRO_BATCHES, processes)
+        engine, *_ = deepspeed.initialize(
+            model=distiller,
+            optimizer=optimizer,
+            config={
+                "train_micro_batch_size_per_gpu": 1,
+                "gradient_accumulation_steps": len(mine),
+                "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+                "zero_allow_untested_optimizer": True,
+            },
+        )
+        assert all(p.numel() == 0 for p in distiller.parameters()), "not partitioned"
+        # it divides by the accumulation steps, which our loss has been already
+        accumulate(engine, teacher, mine, scale=float(processes * len(mine)))
+        found = {n: safe_get_full_grad(p) for n, p in distiller.named_parameters() if p.requires_grad}
+        _assert_same(found, expected)
     dist.destroy_process_group()
 
 
@@ -113,10 +154,14 @@ def _compare(method: str, *, tied: bool) -> None:
     rank, processes = dist.get_rank(), dist.get_world_size()
     accumulate(sharded, teacher, range(rank, MICRO_BATCHES, processes), scale=float(processes))
     found = gradients_of(sharded)
+    _assert_same(found, expected)
+
+
+def _assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys() and len(found) > 5, found.keys() ^ expected.keys()
     for name, gradient in expected.items():
         assert gradient.norm() > 0, name
-        difference = (found[name] - gradient).norm() / gradient.norm()
+        difference = (found[name].view_as(gradient) - gradient).norm() / gradient.norm()
         assert difference < 1e-5, (name, float(difference))
 
 
