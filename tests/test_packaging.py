@@ -26,7 +26,8 @@ from text_distill.config import TextRunConfig
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ("configs", "eval", "shared", "text_distill", "vlm_distill")
 CONFIG_CLASSES: dict[str, type[RunConfig]] = {"text": TextRunConfig}  # by folder below configs/
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+LAUNCHES = "accelerate"  # says how processes are started, not what they run
+CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if p.parent.name != LAUNCHES)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 # A pass costs as much as this share of its token budget even without tokens: weights are read, gradients
-# added up, kernels started. Measured in benchmarks/scaling.py.
+# added up, kernels started. About 20 tokens on a CPU (docs/PERFORMANCE.md), more on a GPU, where budgets are
+# larger as well.
 RUNS_PER_BUDGET = 32
 
 

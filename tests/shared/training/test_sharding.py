@@ -1,10 +1,24 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
 
 from processes import in_two_processes
+from shared.training.setup import SUPPORTED_WRAPPING
+
+ROOT = Path(__file__).resolve().parents[3]
+LAUNCHES = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", LAUNCHES, ids=lambda path: path.stem)
+def test_every_launch_that_is_shipped_is_one_that_a_run_accepts(path: Path) -> None:
+    launch = load_config_from_file(str(path))
+    assert launch.distributed_type in SUPPORTED_WRAPPING
+    assert launch.mixed_precision == "no"  # the run's own setting decides
+    assert str(path.relative_to(ROOT)) in path.read_text(encoding="utf-8")
 
 
 def test_gradients_under_fsdp2_are_those_of_one_process() -> None:
