@@ -30,7 +30,6 @@ JOINT_FAMILIES = frozenset({
     "ministral", "ministral3", "mistral", "mixtral", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "opt",
     "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3",
     "stablelm", "starcoder2",
-    "qwen2_5_vl_text", "qwen3_vl_text",
 })
 # The same, of models whose text decoder is one of those and whose images are ordinary tokens to it
 # (tests/vlm_distill/test_families.py).
@@ -38,6 +37,7 @@ JOINT_VISION_FAMILIES = frozenset({
     "idefics3", "internvl", "llava", "llava_next", "llava_onevision", "vlm_distill_llava", "qwen2_5_vl",
     "qwen3_vl", "smolvlm",
 })
+VISION_DECODERS = frozenset({"qwen2_5_vl_text", "qwen3_vl_text"})  # text decoders that only such models have
 # fmt: on
 # What each kind of layer needs, by its name in `config.layer_types`: the key of the length within which it
 # sees everything, or None where it always does. A kind that is not here (mamba, linear attention, short
@@ -83,7 +83,7 @@ def joint_support(model: nn.Module) -> JointSupport:
     """What a model's configuration says of the joint layout, without running it."""
     causal_lm = causal_lm_of(model)
     config = causal_lm.config.get_text_config(decoder=True)
-    family_known = config.model_type in JOINT_FAMILIES and (
+    family_known = config.model_type in JOINT_FAMILIES | VISION_DECODERS and (
         config is causal_lm.config or causal_lm.config.model_type in JOINT_VISION_FAMILIES
     )
     obstacle = _obstacle(causal_lm, config)
