@@ -16,7 +16,9 @@ ROWS = [
 
 def test_panels_hold_what_was_logged():
     panels = training_curves(ROWS).panels
-    assert [panel.title for panel in panels] == [TRAINING_PANELS[i].title for i in (0, 1, 2)]
+    assert [panel.title for panel in panels] == [
+        TRAINING_PANELS[i].title for i in (0, 1, 3)
+    ]  # no nll beside a teacher
     loss, heldout, alpha = panels
     assert loss.series[0][:3] == ("loss", (1, 2, 3), (1.0, 0.8, 0.7))
     assert heldout.series[0].y == (1.7, 1.2)
