@@ -105,7 +105,7 @@ def build_app(modality: Modality[Config]) -> typer.Typer:
         facts: dict[str, object] = {"recipe": recipe.name, "folder": str(recipe.folder)}
         for stage in recipe.stages:
             waits = waiting_for(stage, recipe, products)
-            says = f"{stage.kind}{f', after {chr(44).join(waits)}' if waits else ''}"
+            says = ", after ".join([stage.kind, *([",".join(waits)] if waits else [])])
             if stage.kind == "run":
                 of_run = check_run(stage.run, models=not waits)
                 says += f": {of_run['objective']}, {of_run['training prompts']} prompts"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import yaml
 from peft import PeftModel
 from torch import nn
+from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES
 
 from shared.adapter import Adapter
 from shared.config import RunConfig
@@ -39,10 +41,15 @@ def write_model_card(
     folder: Path, config: RunConfig, figures: Sequence[tuple[str, str]], facts: Mapping[str, object]
 ) -> None:
     """Write the README.md of an exported student, and of its LoRA: origin, figures, how to load it."""
-    _write_card(folder, _LOAD_MODEL, "transformers", config, figures, facts)
+    model_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    sees = "vision_config" in model_config
+    known = model_config["model_type"] in CONFIG_MAPPING_NAMES
+    register = "" if known else "import vlm_distill  # makes transformers know this kind of model\n"
+    load_model, load_lora = (_LOAD_VISION_MODEL, _LOAD_VISION_LORA) if sees else (_LOAD_MODEL, _LOAD_LORA)
+    _write_card(folder, register + load_model, "transformers", config, figures, facts)
     lora = folder.with_name("lora")
     if lora.exists():
-        _write_card(lora, _LOAD_LORA, "peft", config, figures, facts)
+        _write_card(lora, register + load_lora, "peft", config, figures, facts)
 
 
 _LOAD_MODEL = """\
@@ -57,6 +64,20 @@ from transformers import AutoTokenizer
 
 model = AutoPeftModelForCausalLM.from_pretrained("PATH/TO/THIS/FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("PATH/TO/THIS/FOLDER")
+"""
+_LOAD_VISION_MODEL = """\
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained("PATH/TO/THIS/FOLDER")
+processor = AutoProcessor.from_pretrained("PATH/TO/THIS/FOLDER")
+"""
+_LOAD_VISION_LORA = """\
+from peft import PeftConfig, PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+base = PeftConfig.from_pretrained("PATH/TO/THIS/FOLDER").base_model_name_or_path
+model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(base), "PATH/TO/THIS/FOLDER")
+processor = AutoProcessor.from_pretrained("PATH/TO/THIS/FOLDER")
 """
 
 

@@ -155,7 +155,8 @@ class Run:
 
     def _sample(self, number: int) -> Sequence[Group]:
         session, roles, generation = self.session, self._objective.sides, self.config.generation
-        self.speaker.stage(f"Round {number} of {self.config.training.rounds}: sampling")
+        if roles != ("reference",):  # nobody samples what the data set itself answers
+            self.speaker.stage(f"Round {number} of {self.config.training.rounds}: sampling")
         responses: dict[Role, Sequence[Response]] = {}
         trainee, checkpoints = session.trainee, find_checkpoints(self.workspace.folder)
         moved_on = trainee.step > self._first_step

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -239,7 +240,7 @@ class VlmAdapterKind:
         Raises:
             UserError: no processor, no chat template, or an option that is not known.
         """
-        from shared.data.images import open_image
+        from shared.data.images import UNLIMITED, open_image
         from shared.models.loading import generation_eos_ids, load_config, load_processor
 
         if options:
@@ -254,7 +255,8 @@ class VlmAdapterKind:
         return VlmAdapter(
             processor,
             config,
-            open_image=open_image,
+            # loading looked at every image under the run's own limits, which may be wider than the default
+            open_image=partial(open_image, limits=UNLIMITED),
             stop_ids=generation_eos_ids(ref),
             system_prompt=ref.system_prompt,
             template_arguments=ref.template_arguments,

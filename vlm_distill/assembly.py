@@ -100,7 +100,7 @@ def build(spec: AssemblySpec, *, seed: int) -> Assembled:
         return Assembled(model, own, False, _card(sources, tokens, why_not))
     from transformers import LlavaProcessor
 
-    native = as_llava(model)
+    native: Any = as_llava(model)
     processor = LlavaProcessor(
         clip_image_processor(preprocess),
         tokenizer,
@@ -141,10 +141,11 @@ def build_registered(spec: AssemblySpec, *, seed: int) -> Any:
             "patch tokens. Choose a factor that does, another layer, or another image_size."
         )
     causal: Any = language.model
+    tokenizer: Any = language.tokenizer
     config = OpenClipLlavaConfig(
         vision_config=OpenClipVisionConfig(**tower.config),
         text_config=causal.config,
-        image_token_index=language.tokenizer.convert_tokens_to_ids(spec.image_token),
+        image_token_index=tokenizer.convert_tokens_to_ids(spec.image_token),
         image_seq_length=reduced_tokens(grid, reduction, factor),
         projector=spec.projector,
         reduction=reduction,

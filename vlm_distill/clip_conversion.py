@@ -81,7 +81,8 @@ def as_llava(model: OpenClipLlavaForConditionalGeneration) -> LlavaForConditiona
     }
     for name, tensor in clip_vision_state(tower).items():
         state[f"model.vision_tower.{name}"] = tensor
-    native = LlavaForConditionalGeneration(config).to(model.dtype)
+    native: Any = LlavaForConditionalGeneration(config)
+    native.to(model.dtype)
     own = native.state_dict()
     unused = {f"model.vision_tower.post_layernorm.{kind}" for kind in ("weight", "bias")}  # of pooled outputs
     assert own.keys() - state.keys() <= unused, sorted(own.keys() - state.keys())

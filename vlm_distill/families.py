@@ -73,8 +73,10 @@ def rectangle(height: int, width: int, tile: int = 0) -> list[Cell]:
     return [Cell(tile, row, column) for row in range(height) for column in range(width)]
 
 
-def _one_square(picture: Picture) -> list[Cell]:
-    return square(picture.tokens)
+def _one_grid(picture: Picture) -> list[Cell]:
+    """The grid that a configuration of ours states, or else a square."""
+    grid = getattr(picture.config, "image_grid", None)
+    return square(picture.tokens) if grid is None else rectangle(*grid)
 
 
 def _square_runs(picture: Picture) -> list[Cell]:
@@ -141,7 +143,7 @@ def _first(value: Any) -> int:
 
 _QWEN: Mapping[str, Batching] = {"pixel_values": "patches", "image_grid_thw": "image"}
 _IDEFICS: Mapping[str, Batching] = {"pixel_values": "row", "pixel_attention_mask": "row"}
-_LLAVA = Family({"pixel_values": "image", "image_sizes": "image"}, _one_square)
+_LLAVA = Family({"pixel_values": "image", "image_sizes": "image"}, _one_grid)
 _TILED_LLAVA: Mapping[str, Batching] = {"pixel_values": "image", "image_sizes": "image"}
 
 # By `model_type`. One line adds a family; docs/ADDING_A_MODALITY.md goes through it.
@@ -157,7 +159,7 @@ FAMILIES: dict[str, Family] = {
     "internvl": Family({"pixel_values": "tiles"}, _equal_tiles, features="tiles"),
     # its prefix sees both ways, which token type 0 says; positions count from 1
     "paligemma": Family(
-        {"pixel_values": "image"}, _one_square, response_types={"token_type_ids": 1}, first_position=1
+        {"pixel_values": "image"}, _one_grid, response_types={"token_type_ids": 1}, first_position=1
     ),
     "gemma3": Family({"pixel_values": "tiles"}, _square_runs_whole_first, features="tiles"),
 }

@@ -34,10 +34,6 @@ class InputMap(NamedTuple):
     ids: tuple[int, ...]
     pieces: tuple[Piece, ...]
 
-    def image_tokens(self, image: int) -> int:
-        """How many tokens show an image."""
-        return sum(len(piece.cells) for piece in self.pieces if piece.image == image)
-
     def describe(self, tokenizer: Any) -> str:
         """A line a piece: where it stands, what it is, what it says or shows."""
         lines = [f"{self.model_type}: {len(self.ids)} prompt tokens"]

@@ -78,7 +78,7 @@ class OpenClipVisionModel(PreTrainedModel):
 
     config_class = OpenClipVisionConfig
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]  # noqa: RUF012 - as transformers declares it
     _supports_sdpa = True
     _supports_flash_attn = True  # the tower has its own attention, and every setting of the language model's
 
@@ -129,7 +129,7 @@ class OpenClipLlavaModel(LlavaModel):
         LlavaPreTrainedModel.__init__(self, config)
         vision: Any = config.vision_config
         self.vision_tower = OpenClipVisionModel._from_config(vision)
-        self.multi_modal_projector = Projector(
+        self.multi_modal_projector = Projector(  # type: ignore[assignment]  # in the place of Llava's own
             config.projector,  # type: ignore[arg-type]
             grid=vision.grid,
             reduction=config.reduction,  # type: ignore[arg-type]
@@ -144,7 +144,8 @@ class OpenClipLlavaModel(LlavaModel):
         """The embeddings of image tokens: `pooler_output` has (N, E) for each image."""
         tokens_BPD = self.vision_tower(pixel_values).last_hidden_state
         return BaseModelOutputWithPooling(
-            last_hidden_state=tokens_BPD, pooler_output=list(self.multi_modal_projector(tokens_BPD))
+            last_hidden_state=tokens_BPD,
+            pooler_output=list(self.multi_modal_projector(tokens_BPD)),  # type: ignore[arg-type]  # as Llava's
         )
 
 

@@ -75,7 +75,11 @@ def apply_parts(
     Raises:
         UserError: a part that the model does not have, LoRA modules that it does not have there.
     """
-    methods: dict[Part, Method] = parts.model_dump()
+    methods: dict[Part, Method] = {
+        "tower": parts.tower,
+        "projector": parts.projector,
+        "language_model": parts.language_model,
+    }
     found = {part_of(name) for name, _ in model.named_parameters()}
     if absent := sorted(part for part in methods if part not in found):
         raise UserError(

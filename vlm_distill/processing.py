@@ -12,7 +12,7 @@ from transformers.image_utils import ImageInput, make_flat_list_of_images
 class OpenClipImageProcessor(BaseImageProcessor):
     """open_clip's own preprocessing for evaluation, by the names of its preprocess_cfg."""
 
-    model_input_names = ("pixel_values",)
+    model_input_names = ["pixel_values"]  # noqa: RUF012 - as transformers declares it
 
     def __init__(
         self,
@@ -46,7 +46,8 @@ class OpenClipImageProcessor(BaseImageProcessor):
             ),
             is_train=False,
         )
-        flat = make_flat_list_of_images(self.fetch_images(images))
+        given: Any = images  # transformers declares only URLs, and passes on what is opened already
+        flat: Any = make_flat_list_of_images(self.fetch_images(given))
         pictures = [image if hasattr(image, "convert") else to_pil_image(image) for image in flat]
         pixels = [transform(picture.convert("RGB")).numpy() for picture in pictures]
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)

@@ -240,7 +240,7 @@ class PromptReader:
             from transformers import AutoModelForImageTextToText
 
             with torch.device("meta"):
-                model: Any = AutoModelForImageTextToText.from_config(self.config)  # type: ignore[no-untyped-call]
+                model: Any = AutoModelForImageTextToText.from_config(self.config)
             self._empty_model = model.base_model
         return self._empty_model
 

@@ -162,8 +162,9 @@ def cache_tower(tower: nn.Module, folder: Path) -> TowerCache:
 def fingerprint(tower: nn.Module) -> str:
     """What makes two towers the same: class, configuration and weights."""
     digest = hashlib.sha256(type(tower).__name__.encode())
-    if hasattr(tower, "config"):
-        digest.update(json.dumps(tower.config.to_dict(), sort_keys=True, default=str).encode())
+    config: Any = getattr(tower, "config", None)
+    if config is not None:
+        digest.update(json.dumps(config.to_dict(), sort_keys=True, default=str).encode())
     for name, tensor in sorted(tower.state_dict().items()):
         digest.update(name.encode())
         digest.update(_content(tensor))

@@ -11,6 +11,7 @@ import base64
 import binascii
 import hashlib
 import io
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 from urllib.parse import unquote_to_bytes
@@ -34,6 +35,9 @@ class ImageLimits(NamedTuple):
 
 
 DEFAULT_LIMITS = ImageLimits()
+
+
+UNLIMITED = ImageLimits(sys.maxsize, sys.maxsize)  # for images that limits have let in before
 
 
 class ImageError(DataError):

@@ -247,14 +247,14 @@ def step_seed(*parts: int) -> int:
 
 def _prepare(trainee: Trainee, groups: Sequence[Group]) -> Prepared:
     layouts = trainee.layouts
-    encodings = {"student": trainee.student_adapter.encode(groups, layout=layouts.student)}
+    readers = {"student": (trainee.student_adapter, layouts.student)}
     if trainee.teacher is not None:
-        encodings["teacher"] = trainee.teacher_adapter.encode(groups, layout=layouts.teacher)
+        readers["teacher"] = (trainee.teacher_adapter, layouts.teacher)
+    encodings = {}
+    for name, (adapter, layout) in readers.items():
+        encodings[name] = adapter.encode(groups, layout=layout)
+        adapter.check(groups, encodings[name])
     check_alignment(groups, encodings, trainee.vocabulary)
-    for adapter, encoded in zip(
-        (trainee.student_adapter, trainee.teacher_adapter), encodings.values(), strict=False
-    ):
-        adapter.check(groups, encoded)
     rows = response_rows(groups, encodings["student"], trainee.tasks)
     device = trainee.accelerator.device
     on_device = {name: to_device(encoded, device) for name, encoded in encodings.items()}

@@ -109,6 +109,8 @@ def test_families_and_resolutions_teach_each_other(tmp_path: Path, teacher: str,
     assert kl[-1] < kl[0]
     report = json.loads((folder / "report.json").read_text())
     assert report["scores"]["student"] and (folder / "report.html").exists()
+    card = (folder / "student" / "README.md").read_text()
+    assert "AutoModelForImageTextToText.from_pretrained" in card and "import vlm_distill" not in card
     # what comes out loads by plain transformers, processor and all
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -132,3 +134,28 @@ def test_a_missing_image_names_its_row_before_a_model_is_loaded(tmp_path: Path) 
 
     with pytest.raises(DataError, match=r"train.json:\d.*0\.png"):
         load_run_prompts(config.prompts, build_objective("distillm2", {}), seed=0)
+
+
+def test_low_rank_updates_of_one_part_are_loaded_as_their_card_says(tmp_path: Path) -> None:
+    """The projector is trained in full beside them, so the LoRA brings a base with the trained one along."""
+    model = save_tiny_vlm(tmp_path / "teacher", FAMILIES["llava"](), seed=1)
+    parts = "student.parts={tower: frozen, projector: full, language_model: lora}"
+    config = vlm_config(
+        tmp_path, model, model, parts, "student.lora={r: 4, dropout: 0}", "generation.temperature=0.9"
+    )
+    execute(config)
+    folder = tmp_path / "run"
+    code = (folder / "lora" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    names: dict = {}
+    exec(code.replace("PATH/TO/THIS/FOLDER", str(folder / "lora")), names)  # our own template
+    merged = names["model"].merge_and_unload().state_dict()
+    from transformers import AutoModelForImageTextToText
+
+    exported = AutoModelForImageTextToText.from_pretrained(folder / "student").state_dict()
+    start = AutoModelForImageTextToText.from_pretrained(model).state_dict()
+    assert merged.keys() == exported.keys()
+    for key, value in exported.items():
+        assert torch.allclose(merged[key], value, atol=1e-6), key
+        if "vision_tower" in key:
+            assert torch.equal(value, start[key]), key
+    assert any("projector" in key and not torch.equal(exported[key], start[key]) for key in exported)
