@@ -23,7 +23,7 @@ from eval.judge_prompts import (
     parse_verdict,
     single_prompt,
 )
-from shared.config import Section
+from shared.config_section import Section
 from shared.errors import UserError
 from shared.generation.collect import Progress, collect_responses
 from shared.generation.engine import Engine

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from eval.task import Task
-from shared.config import Section
+from shared.config_section import Section
 from shared.errors import ConfigError, nearest
 from shared.types import Sampling
 from shared.yaml_text import read_yaml

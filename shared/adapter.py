@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    from shared.config import StudentConfig
+    from shared.config_models import StudentConfig
     from shared.models.references import ModelRef
     from shared.models.vocabulary import Vocabulary
 

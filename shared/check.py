@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from shared.config import PromptSource, RunConfig
+from shared.config import RunConfig
+from shared.config_data import PromptSource
 from shared.data.offline import check_offline
 from shared.data.run_prompts import load_run_prompts
 from shared.errors import ConfigError

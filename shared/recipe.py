@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import Field, model_validator
 
-from shared.config import RunConfig, Section
+from shared.config import RunConfig
+from shared.config_section import Section
 from shared.durable import write_atomically
 from shared.errors import ConfigError, StoreError, nearest
 from shared.progress import Speaker

@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple
 import transformers
 
 from shared.adapter import Adapter, AdapterKind
-from shared.config import OfflineConfig, RunConfig
+from shared.config import RunConfig
+from shared.config_data import OfflineConfig
 from shared.data.offline import offline_responses
 from shared.data.pairs import make_groups
 from shared.export import export_student, write_model_card

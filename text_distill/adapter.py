@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from shared.adapter import Adapter
-    from shared.config import StudentConfig
+    from shared.config_models import StudentConfig
 
 
 class TextAdapter:

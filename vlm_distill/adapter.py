@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
     from shared.adapter import Adapter
-    from shared.config import StudentConfig
+    from shared.config_models import StudentConfig
     from shared.models.references import ModelRef
 
 PLACEHOLDER_KEYS = ("image_token_id", "image_token_index", "video_token_id", "boi_token_index")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from shared.config import Section
+from shared.config_section import Section
 from shared.durable import committed_folder
 from shared.errors import UserError
 from shared.models.references import resolve_path

@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import Field
 
 from eval.metrics.clip_score import scores
-from shared.config import Section
+from shared.config_section import Section
 from shared.data.images import DEFAULT_LIMITS, ImageLimits, open_image
 from shared.data.pairs import Dropped, Grouping
 from shared.errors import DataError

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from shared.config import RunConfig, StudentConfig
+from shared.config import RunConfig
+from shared.config_models import StudentConfig
 from vlm_distill.parts import PartsConfig
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field, JsonValue, model_validator
 
-from shared.config import Section
+from shared.config_section import Section
 from shared.errors import UserError, unknown_name
 from shared.models.references import ModelRef, resolve_path
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
-from shared.config import LoraConfig, Section
+from shared.config_models import LoraConfig
+from shared.config_section import Section
 from shared.errors import UserError
 
 if TYPE_CHECKING:

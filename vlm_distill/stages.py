@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from shared.config import PromptSource
+from shared.config_data import PromptSource
 from shared.progress import Speaker
 from shared.recipe import RecipeConfig, Stage, StageKind
 from vlm_distill.assembly import AssemblySpec

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field, JsonValue, model_validator
 
-from shared.config import Section
+from shared.config_section import Section
 from shared.errors import UserError, unknown_name
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
-from shared.config import Section
+from shared.config_section import Section
 from shared.data.images import open_image
 from shared.errors import UserError
 from vlm_distill.language import END, TokenizerSpec, train_tokenizer

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from shared.config import FilterConfig
+from shared.config_data import FilterConfig
 from shared.types import Response
 
 Fault = Literal[

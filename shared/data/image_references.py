@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from shared.config import ImagesConfig
+from shared.config_data import ImagesConfig
 from shared.data.images import (
     NAMED,
     ImageError,

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from shared.config import FilterConfig
+from shared.config_data import FilterConfig
 from shared.data.filters import Fault, fault
 from shared.errors import DataError
 from shared.types import Group, Response, Role, Sample

@@ -18,7 +18,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast, get_args
 
-from shared.config import PromptSource
+from shared.config_data import PromptSource
 from shared.data.conversations import (
     BadRowError,
     Find,

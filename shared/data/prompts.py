@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from shared.config import PromptSource
+from shared.config_data import PromptSource
 from shared.data.conversations import BadRowError
 from shared.data.image_references import Handling, ImageFinder
 from shared.data.prompt_rows import parse_row

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from shared.config import PromptsConfig
+from shared.config_data import PromptsConfig
 from shared.data.decontamination import decontaminate, evaluation_texts, prompt_texts
 from shared.data.image_references import Handling, in_folder
 from shared.data.prompts import load_prompts

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from shared.config import HubData
+from shared.config_data import HubData
 from shared.errors import DataError
 
 PACKED = frozenset({".gz", ".gzip"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shared.config import PruneConfig
+from shared.config_models import PruneConfig
 from shared.errors import UserError
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from shared.config import LoraConfig, StudentConfig
+from shared.config_models import LoraConfig, StudentConfig
 from shared.errors import StoreError, UserError
 from shared.models.pruning import prune_blocks
 

@@ -14,7 +14,8 @@ from accelerate.utils import GradientAccumulationPlugin
 from transformers import PreTrainedModel, get_scheduler
 
 from shared.adapter import Adapter, AdapterKind
-from shared.config import PruneConfig, RunConfig, TrainingConfig
+from shared.config import RunConfig, TrainingConfig
+from shared.config_models import PruneConfig
 from shared.errors import UserError
 from shared.models.heads import causal_lm_of, check_head, logit_width
 from shared.models.layer_choice import keep_layers

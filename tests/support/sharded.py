@@ -13,7 +13,7 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor, nn
 
 from builders import tiny_llama
-from shared.config import StudentConfig
+from shared.config_models import StudentConfig
 from shared.models.students import make_student
 from shared.models.teachers import LocalTeacher
 from shared.models.vocabulary import SharedVocabulary

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from shared.config import PromptSource
+from shared.config_data import PromptSource
 from shared.data.prompts import load_prompts
 from shared.models.references import resolve_path
 from shared.types import Message, TextPart

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from assembly_specs import CLIP_TOWER, assembly, model_inputs
-from shared.config import LoraConfig
+from shared.config_models import LoraConfig
 from shared.errors import UserError
 from shared.models.students import merged
 from vlm_distill.assembly import build, build_registered

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from shared.config import PromptsConfig
+from shared.config_data import PromptsConfig
 from shared.data.decontamination import decontaminate, evaluation_texts, prompt_texts
 from shared.data.run_prompts import load_run_prompts
 from shared.data.words import ngrams, words

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from shared.config import FilterConfig
+from shared.config_data import FilterConfig
 from shared.data.filters import fault, is_refusal, repetition
 from shared.types import Response
 

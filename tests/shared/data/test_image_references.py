@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shared.config import ImagesConfig
+from shared.config_data import ImagesConfig
 from shared.data.image_references import Handling, ImageFinder, as_data_url, fetch, in_folder
 from shared.data.images import NAMED, ImageError, content_hash, open_image
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from shared.config import HubData, PromptSource
+from shared.config_data import HubData, PromptSource
 from shared.data.image_references import Handling, as_data_url
 from shared.data.images import load_images
 from shared.data.prompts import load_prompts
@@ -431,7 +431,8 @@ def test_easy_vqa_as_its_package_ships_it():
 def test_reading_prompts_needs_neither_torch_nor_datasets(folder):
     path = write(folder / "r.json", [{"prompt": "x", "image": "a.png"}])
     code = (
-        "import sys; from shared.config import PromptSource; from shared.data.prompts import load_prompts\n"
+        "import sys\nfrom shared.config_data import PromptSource\n"
+        "from shared.data.prompts import load_prompts\n"
         f"load_prompts([PromptSource(path={str(path)!r})], seed=0)\n"
         "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
     )

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from shared.config import PromptSource
+from shared.config_data import PromptSource
 from shared.data.prompts import load_prompts, split_by_length
 from shared.errors import DataError, UserError
 from shared.types import ImagePart, Message, Sample, TextPart

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from shared.config import PromptSource
+from shared.config_data import PromptSource
 from shared.data.near_duplicates import NearDuplicates
 from shared.data.prompts import load_prompts
 from shared.data.teacher_written import Continuation, save_prompts, user_turn_start, write_prompts

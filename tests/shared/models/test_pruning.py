@@ -8,7 +8,7 @@ import transformers
 from torch import nn
 
 from builders import tiny_llama
-from shared.config import PruneConfig
+from shared.config_models import PruneConfig
 from shared.errors import UserError
 from shared.models.heads import check_head
 from shared.models.layer_choice import keep_layers

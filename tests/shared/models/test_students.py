@@ -9,7 +9,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from builders import tiny_llama
-from shared.config import LoraConfig, StudentConfig
+from shared.config_models import LoraConfig, StudentConfig
 from shared.errors import StoreError, UserError
 from shared.models.heads import check_head
 from shared.models.students import (

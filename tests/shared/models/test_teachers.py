@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from builders import save_tiny_model, tiny_llama
-from shared.config import LoraConfig, StudentConfig
+from shared.config_models import LoraConfig, StudentConfig
 from shared.models.loading import load_causal_lm
 from shared.models.pruning import prune_blocks
 from shared.models.references import ModelRef
