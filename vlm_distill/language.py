@@ -16,6 +16,7 @@ from shared.errors import UserError, unknown_name
 from shared.models.references import ModelRef, resolve_path
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 IMAGE_TOKEN = "<image>"
@@ -59,7 +60,9 @@ class TokenizerSpec(Section):
 class LanguageSpec(Section):
     """Either `model`, or `config` with a `tokenizer`."""
 
-    model: ModelRef | None = Field(None, description="any causal language model")
+    model: ModelRef | None = Field(
+        None, description="any causal language model; of a vision-language model, the one inside"
+    )
     drop_layers: tuple[int, ...] = Field((), description="blocks of it that are left out")
     config: dict[str, JsonValue] | None = Field(
         None, description="of a new one with random weights: model_type, hidden_size ... as in a config.json"
@@ -100,14 +103,14 @@ def open_language(
     """
     import torch
 
-    from shared.models.loading import load_causal_lm, load_tokenizer
+    from shared.models.loading import load_tokenizer
 
     model: Any
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if spec.model is not None:
             tokenizer = load_tokenizer(spec.model)
-            model = load_causal_lm(spec.model, dtype=getattr(torch, dtype))
+            model = _load_language(spec.model, getattr(torch, dtype))
             if spec.drop_layers:
                 model = _without(model, spec.drop_layers)
             source = spec.model.name
@@ -187,6 +190,32 @@ def _texts(spec: TokenizerSpec) -> Iterator[str]:
 def _add_image_token(tokenizer: PreTrainedTokenizerBase, image_token: str) -> None:
     if image_token not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"additional_special_tokens": [image_token]})
+
+
+def _load_language(ref: ModelRef, dtype: torch.dtype) -> Any:
+    """A causal language model, out of a vision-language model where the reference names one."""
+    from shared.models.loading import load_causal_lm, load_image_text_model, read_model_config
+
+    if "vision_config" not in read_model_config(ref):
+        return load_causal_lm(ref, dtype=dtype)
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    whole: Any = load_image_text_model(ref, dtype=dtype)
+    inside: Any = getattr(whole.model, "language_model", None)
+    config = whole.config.get_text_config()
+    causal: Any = (
+        AutoModelForCausalLM.from_config(config) if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else None
+    )
+    if causal is None or type(causal.base_model) is not type(inside):
+        raise UserError(
+            f"language.model {ref.name!r}: no causal language model can be taken out of "
+            f"{type(whole).__name__}. Give the language model that it was made from."
+        )
+    causal.base_model.load_state_dict(inside.state_dict())
+    causal.get_output_embeddings().load_state_dict(whole.get_output_embeddings().state_dict())
+    causal.generation_config = whole.generation_config
+    return causal.to(dtype)
 
 
 def _without(model: Any, drop_layers: Sequence[int]) -> Any:

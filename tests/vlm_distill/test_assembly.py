@@ -12,6 +12,7 @@ from assembly_specs import CLIP_TOWER, LLAMA, TOKENIZER, TOWERS, assembly, chats
 from builders import save_tiny_model
 from shared.errors import UserError
 from shared.models.heads import check_head
+from vlm_builders import qwen2_5_vl, save_tiny_vlm
 from vlm_distill.assembly import assemble, build, build_registered
 from vlm_distill.clip_conversion import as_llava
 
@@ -183,6 +184,28 @@ def test_language_model_by_reference_keeps_its_tokens_and_may_lose_blocks(tmp_pa
     assert stored["eos_token_id"] == 2
     with pytest.raises(UserError, match=r"drop_layers \[3\]: the model has blocks 0 to 2"):
         build(assembly("clip", language={"model": str(source), "drop_layers": [3]}), seed=0)
+
+
+@pytest.mark.parametrize("vision", ["clip", "resnet"])
+def test_language_model_comes_out_of_a_vision_language_model(tmp_path, vision):
+    language = {"config": LLAMA | {"num_hidden_layers": 3}, "tokenizer": TOKENIZER}
+    assemble(assembly(vision, language=language), tmp_path / "whole", seed=0)
+    whole, processor = load(tmp_path / "whole")
+    spec = assembly("resnet", language=str(tmp_path / "whole"), reduction={"average_pool": 2})
+    made = build(spec, seed=1)
+    inputs = processor.tokenizer("Is there a red triangle?", return_tensors="pt")
+    arguments = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        torch.testing.assert_close(made.model(**arguments).logits, whole(**arguments).logits)
+    assert made.processor.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+    shallow = build(assembly("clip", language={"model": str(tmp_path / "whole"), "drop_layers": [1]}), seed=1)
+    assert shallow.model.config.text_config.num_hidden_layers == 2
+
+
+def test_language_model_of_another_make_than_any_causal_one_is_refused(tmp_path):
+    folder = save_tiny_vlm(tmp_path / "whole", qwen2_5_vl())
+    with pytest.raises(UserError, match="no causal language model can be taken out of Qwen2_5_VL"):
+        build(assembly("resnet", language=str(folder)), seed=0)
 
 
 def test_assembly_is_a_function_of_its_seed(tmp_path):
