@@ -96,8 +96,45 @@ class AgreementRunner:
             model_greedy=said["own"][1],
         )
         clusters = dict(zip([q.id for q in prepared.questions], prepared.clusters, strict=True))
-        records = _records(samples, found, said["teacher"][1], said["own"][1], clusters)
+        replies = {response.sample_id: response.text for response in said["teacher"][1]}
+        records = [
+            record._replace(
+                references=(replies[record.sample_id],),
+                note="reference: the teacher's own reply",
+                cluster=clusters[record.sample_id],
+            )
+            for record in reply_records(samples, found, said["own"][1])
+        ]
         return write_records(folder, TASK, records, {"teacher": teacher.engine.fingerprint})
+
+
+def reply_records(samples: Sequence[Sample], found: Agreement, greedy: Sequence[Response]) -> list[Record]:
+    """One for each prompt: a model's greedy reply to read, and the values of all metrics."""
+    from eval.records import Record
+
+    values: dict[str, dict[str, float]] = {}
+    for metric, column in found.columns().items():
+        for sample_id, value in zip(column.sample_ids, column.values, strict=True):
+            values.setdefault(sample_id, {})[metric] = value
+    return [
+        Record(
+            sample_id=sample.id,
+            draw=0,
+            prompt="\n\n".join(message.text for message in sample.messages if message.role != "system"),
+            images=sample.images,
+            references=() if sample.reference is None else (sample.reference,),
+            replies=(reply.text,),
+            finish_reasons=(reply.finish_reason,),
+            answer=reply.text,
+            values=values.get(sample.id, {}),
+            note="",
+            cluster=None,
+            prompt_tokens=reply.usage.prompt_tokens if reply.usage else None,
+            reply_tokens=len(reply.token_ids),
+            seconds=reply.usage.seconds if reply.usage else None,
+        )
+        for sample, reply in zip(samples, greedy, strict=True)
+    ]
 
 
 def _no_server(name: str) -> str:
@@ -155,38 +192,3 @@ def _answers(
             batch_tokens=batch_tokens,
             progress=lambda p: bar(p.batches_done, p.batches_total, f"{p.tokens_per_second:.0f} tokens/s"),
         )
-
-
-def _records(
-    samples: Sequence[Sample],
-    found: Agreement,
-    teacher: Sequence[Response],
-    model: Sequence[Response],
-    clusters: dict[str, str | None],
-) -> list[Record]:
-    """One for each prompt: the greedy replies to read, and the values of all metrics."""
-    from eval.records import Record
-
-    values: dict[str, dict[str, float]] = {}
-    for metric, column in found.columns().items():
-        for sample_id, value in zip(column.sample_ids, column.values, strict=True):
-            values.setdefault(sample_id, {})[metric] = value
-    return [
-        Record(
-            sample_id=sample.id,
-            draw=0,
-            prompt=sample.messages[0].text,
-            images=sample.images,
-            references=(theirs.text,),
-            replies=(own.text,),
-            finish_reasons=(own.finish_reason,),
-            answer=own.text,
-            values=values.get(sample.id, {}),
-            note="reference: the teacher's own reply",
-            cluster=clusters[sample.id],
-            prompt_tokens=own.usage.prompt_tokens if own.usage else None,
-            reply_tokens=len(own.token_ids),
-            seconds=own.usage.seconds if own.usage else None,
-        )
-        for sample, theirs, own in zip(samples, teacher, model, strict=True)
-    ]

@@ -18,15 +18,15 @@ RIGHT = 0.5  # a headline value from here on counts as right
 TEXT_CHARACTERS = 60_000_000  # of all replies in one page
 SHORTER = (20_000, 8_000, 3_000, 1_000, 300)  # characters of a reply, where all of them are too many
 
-
-TEACHER, START, STUDENT = 0, 1, -1  # columns; -1 stands for each student's own
+# columns: the first is the teacher, or in a run without one the start; -1 stands for each student's own
+FIRST, START, STUDENT = 0, 1, -1
 OUTCOMES: tuple[tuple[str, dict[int, bool]], ...] = (
-    ("teacher right, {} wrong", {TEACHER: True, STUDENT: False}),
-    ("{} right, teacher wrong", {TEACHER: False, STUDENT: True}),
-    ("teacher and {} right", {TEACHER: True, STUDENT: True}),
-    ("teacher and {} wrong", {TEACHER: False, STUDENT: False}),
-    ("start wrong, {} right", {START: False, STUDENT: True}),
-    ("start right, {} wrong", {START: True, STUDENT: False}),
+    ("{first} right, {student} wrong", {FIRST: True, STUDENT: False}),
+    ("{student} right, {first} wrong", {FIRST: False, STUDENT: True}),
+    ("{first} and {student} right", {FIRST: True, STUDENT: True}),
+    ("{first} and {student} wrong", {FIRST: False, STUDENT: False}),
+    ("start wrong, {student} right", {START: False, STUDENT: True}),
+    ("start right, {student} wrong", {START: True, STUDENT: False}),
 )
 
 
@@ -42,7 +42,7 @@ class Row(NamedTuple):
     """A question with each model's record; None where a model was not asked."""
 
     task: Task
-    asked: Record  # the teacher's
+    asked: Record  # the first model's
     records: tuple[Record | None, ...]
     scores: tuple[float | None, ...]
     right: tuple[bool | None, ...]  # None where a score says how well, not whether
@@ -63,15 +63,17 @@ def samples_section(
     students: Sequence[int],
     gallery: Gallery,
     title: str = "Samples",
+    note: str = "",
 ) -> Browser:
     """All samples of all models.
 
     Args:
-        seen: The teacher, the start, the students, runs without images.
+        seen: The teacher, if there is one, the start, the students, runs without images.
         tasks: All that are compared, by name.
-        students: Which of `seen` are held against the teacher.
+        students: Which of `seen` are held against the first.
         gallery: Takes the images.
         title: Of the section.
+        note: What a reader must know before all else.
     """
     rows = [
         row for name, task in tasks.items() for row in _rows(task, [one.records.get(name) for one in seen])
@@ -100,8 +102,8 @@ def samples_section(
     )
     orders = []
     for student in students:
-        teacher, other = seen[0].label, seen[student].label
-        orders += [f"{teacher} ahead of {other.lower()}", f"{other} ahead of {teacher.lower()}"]
+        first, other = seen[FIRST].label, seen[student].label
+        orders += [f"{first} ahead of {other.lower()}", f"{other} ahead of {first.lower()}"]
     return Browser(
         title,
         tuple((one.label, one.role) for one in seen),
@@ -111,15 +113,15 @@ def samples_section(
         facets=tuple(Facet(facet, tuple(options)) for facet, options in facets.items()),
         orders=tuple(orders),
         images=tuple(gallery.urls),
-        note=" ".join(filter(None, (_note(rows, longest), gallery.note))),
+        note=" ".join(filter(None, (note, _note(rows, longest), gallery.note))),
     )
 
 
 def _rows(task: Task, records: Sequence[Sequence[Record] | None]) -> Iterator[Row]:
-    """In the order of the teacher's records."""
+    """In the order of the first model's records."""
     by_key = [{(record.sample_id, record.draw): record for record in of_one or ()} for of_one in records]
     judged = task.family not in ("instruction", "caption")
-    for key, asked in by_key[TEACHER].items():
+    for key, asked in by_key[FIRST].items():
         found = tuple(of_one.get(key) for of_one in by_key)
         scores = tuple(_score(task, record) for record in found)
         right = tuple(score >= RIGHT if judged and score is not None else None for score in scores)
@@ -140,10 +142,12 @@ def _choices(labels: Sequence[str], tasks: Mapping[str, Task], students: Sequenc
             yield Choice("Task", name, partial(_is_of, name))
     for student in students:
         for words, verdicts in OUTCOMES:
+            if START in verdicts and student == START:
+                continue  # the start is the first here, and said before
             by_column = {
                 student if column == STUDENT else column: right for column, right in verdicts.items()
             }
-            text = words.format(labels[student].lower())
+            text = words.format(first=labels[FIRST].lower(), student=labels[student].lower())
             yield Choice("Outcome", text[0].upper() + text[1:], partial(_judged, by_column))
     for column in range(max(students) + 1, len(labels)):
         yield Choice("Outcome", f"{labels[column]} right", partial(_judged, {column: True}))
@@ -171,11 +175,11 @@ def _unread(column: int, row: Row) -> bool:
 
 
 def _leads(row: Row, student: int) -> tuple[float | None, float | None]:
-    """By how much the teacher's score is higher than a student's, and the other way round."""
-    teacher, other = row.scores[TEACHER], row.scores[student]
-    if teacher is None or other is None:
+    """By how much the first model's score is higher than a student's, and the other way round."""
+    first, other = row.scores[FIRST], row.scores[student]
+    if first is None or other is None:
         return None, None
-    lead = round(teacher - other, 4)
+    lead = round(first - other, 4)
     return lead, -lead
 
 

@@ -17,13 +17,12 @@ from eval.metrics.rouge_l import rouge_l_f1
 from eval.records import Record, columns, read_records, read_scoring
 from eval.runner import differences
 from eval.scores import Column, Metric
-from eval.sections import Evaluation, comparison
+from eval.sections import ROLES, Evaluation, comparison
 from eval.suites import Registry
 from eval.task import Task
 from shared.errors import StoreError
 
 AGREEMENT = "agreement"
-ROLE_NAMES = ("teacher", "start", "student")
 LISTED = 10
 
 
@@ -65,8 +64,8 @@ def compare(
         StoreError: not finished, no common task, or runs that differ in more than the model, a control that
             differs in more than the images; says in what.
     """
-    assert len(folders) >= len(ROLE_NAMES), folders
-    roles = (*ROLE_NAMES, *(f"student-{n}" for n in range(2, len(folders) - 1)))
+    assert len(folders) >= len(ROLES), folders
+    roles = (*ROLES, *(f"student-{n}" for n in range(2, len(folders) - 1)))
     names = [_task_names(folder) for folder in folders]
     common = [name for name in names[0] if all(name in others for others in names)]
     if not common:
@@ -207,7 +206,7 @@ def _with_quotients(
 ) -> Evaluation:
     """Metrics that are no means, such as recall: their scores stand alone, without a bootstrap."""
     scores: dict[Any, dict[str, Any]] = {role: dict(found) for role, found in evaluation.scores.items()}
-    for role, run in zip(ROLE_NAMES, runs, strict=True):
+    for role, run in zip(ROLES, runs, strict=True):
         for name, task in tasks.items():
             found = run.scores[name]["scores"]
             scores[role] |= {f"{name}/{key}": found[key] for key in task.quotients if key in found}

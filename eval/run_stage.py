@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from transformers import PreTrainedModel
 
+from eval.agreement_run import reply_records
+from eval.browser import Seen, samples_section
 from eval.models import Local
-from eval.run_tasks import Comparison, ask, compare_tasks, scores_of
-from eval.sections import Evaluation, answers_section, comparison, comparison_sections, summary_section
-from eval.tasks.agreement import METRICS, Agreement, agreement, micro_batches
+from eval.run_tasks import Comparison, ask, compare_tasks, samples_without_teacher, scores_of
+from eval.sections import ROLES, Evaluation, comparison, comparison_sections, summary_section
+from eval.tasks.agreement import METRICS, TASK, Agreement, agreement, micro_batches
+from eval.thumbnails import Gallery
 from shared.data.pairs import make_groups
 from shared.durable import write_atomically
 from shared.generation.transformers_engine import TransformersEngine
@@ -19,7 +23,7 @@ from shared.models.references import ModelRef
 from shared.models.teachers import LocalTeacher, fingerprint_of_model
 from shared.progress import Bar
 from shared.report.formats import plus_minus
-from shared.report.sections import KeyValues, RoleName
+from shared.report.sections import Browser, KeyValues, RoleName
 from shared.run import Outcome, Run
 from shared.session import sampling_dtype
 from shared.types import Group, Response, Sample
@@ -66,14 +70,13 @@ def evaluate_run(run: Run) -> Outcome:
         student=records["student"].columns(),
     )
     write_atomically(folder / "scores.json", json.dumps(compared.data(), indent=1))
-    shown = samples[: run.config.evaluation.examples]
     tasks = compare_tasks(run)
     return Outcome(
         data=compared.data() if tasks is None else _together(compared, tasks),
         sections=(
             *(tasks.sections if tasks else ()),
             summary_section(compared, METRICS, HEADLINES),
-            *([answers_section(shown, greedy)] if shown else []),
+            _held_out_answers(samples, records | {"teacher": records["student"].of_teacher()}, greedy),
             *comparison_sections(compared, METRICS),
         ),
         figures=[*(tasks.figures if tasks else ()), *_figures(records["start"], records["student"])],
@@ -92,12 +95,39 @@ def _without_teacher(run: Run) -> Outcome:
         (name, f"{plus_minus(score['value'], score['stderr'])} (start {plus_minus(before['value'], None)})")
         for (name, score), before in zip(scores["student"].items(), scores["start"].values(), strict=True)
     ]
-    sections = [KeyValues("Tasks", dict(figures))] if figures else []
+    sections = [KeyValues("Tasks", dict(figures)), samples_without_teacher(run)] if figures else []
     return Outcome({"scores": scores, "retention": {}, "gap_closed": {}}, sections, figures)
 
 
 def _students(run: Run) -> dict[RoleName, Callable[[], PreTrainedModel]]:
     return {"start": run.session.start_model, "student": lambda: _exported(run)}
+
+
+def _held_out_answers(
+    samples: Sequence[Sample],
+    found: Mapping[RoleName, Agreement],
+    greedy: Mapping[RoleName, Sequence[Response]],
+) -> Browser:
+    """Every held-out prompt with its images and the greedy responses of all three."""
+    records = {role: reply_records(samples, found[role], greedy[role]) for role in ROLES}
+    tasks = {name: replace(TASK, name=name) for name in dict.fromkeys(sample.task for sample in samples)}
+    task_of = {sample.id: sample.task for sample in samples}
+    seen = [
+        Seen(
+            role.capitalize(),
+            role,
+            {name: [r for r in records[role] if task_of[r.sample_id] == name] for name in tasks},
+        )
+        for role in ROLES
+    ]
+    return samples_section(
+        seen,
+        tasks,
+        students=[ROLES.index("student")],
+        gallery=Gallery(),
+        title="Held-out answers",
+        note="Greedy responses. Score: ROUGE-L against the teacher's response.",
+    )
 
 
 def _together(agreement: Evaluation, tasks: Comparison) -> dict[str, Any]:

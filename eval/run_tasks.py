@@ -17,8 +17,10 @@ from eval.datasets import load_questions
 from eval.evaluation import pin_model, run_jobs
 from eval.metrics.clip_score import find_model
 from eval.models import Local, Opened, opened_local
+from eval.records import read_records
 from eval.runner import prepare
 from eval.scoring import sandbox_maker
+from eval.sections import ROLES
 from eval.suites import Job, Registry
 from eval.task import Hub
 from shared.config import EvaluationConfig
@@ -31,10 +33,9 @@ from shared.report.formats import percent, plus_minus
 if TYPE_CHECKING:
     from eval.compare import Compared
     from shared.generation.engine import Engine
-    from shared.report.sections import RoleName, Section
+    from shared.report.sections import Browser, RoleName, Section
     from shared.run import Run
 
-ROLES: tuple[RoleName, ...] = ("teacher", "start", "student")
 FINISHED = "scores.json"  # written last
 
 
@@ -113,6 +114,20 @@ def scores_of(run: Run, role: RoleName) -> dict[str, Any]:
         for job in Registry().of_run(run.config.evaluation)
         for metric, score in _read(folder / job.task.name / FINISHED)["scores"].items()
     }
+
+
+def samples_without_teacher(run: Run) -> Browser:
+    """Start and student side by side on the run's tasks."""
+    from eval.browser import Seen, samples_section
+    from eval.thumbnails import Gallery
+
+    folder = run.workspace.folder / "evaluation"
+    tasks = {job.task.name: job.task for job in Registry().of_run(run.config.evaluation)}
+    seen = [
+        Seen(role.capitalize(), role, {name: read_records(folder / role / name) for name in tasks})
+        for role in ROLES[1:]
+    ]
+    return samples_section(seen, tasks, students=[1], gallery=Gallery())
 
 
 def compare_tasks(run: Run) -> Comparison | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -11,20 +11,16 @@ from eval.scores import Columns, Metric, Score, sample_clusters, sample_means, s
 from eval.statistics import Interval, paired_bootstrap
 from shared.report.formats import axis_number, percent, plus_minus
 from shared.report.sections import (
-    Answer,
-    Answers,
     Bar,
     BarPanel,
     Bars,
     BarSeries,
-    Prompt,
     RoleName,
     Section,
     Summary,
     Table,
     Tile,
 )
-from shared.types import Response, Sample
 
 ROLES: tuple[RoleName, ...] = ("teacher", "start", "student")
 Z_95 = 1.96  # standard errors on either side of a mean in a 95 % interval
@@ -140,30 +136,6 @@ def comparison_sections(compared: Evaluation, metrics: Mapping[str, Metric]) -> 
         "bootstrap over prompts. Start is the student before distillation."
     )
     return [Bars("Scores", tuple(panels), note), _table(compared, metrics, names)]
-
-
-def answers_section(
-    samples: Iterable[Sample],
-    responses: Mapping[RoleName, Sequence[Response]],
-    *,
-    title: str = "Answers side by side",
-) -> Answers:
-    """The three models' responses to each sample; one that is missing is shown as no text."""
-    texts = {role: {r.sample_id: r for r in of_role} for role, of_role in responses.items()}
-    prompts = []
-    for sample in samples:
-        prompt = "\n\n".join(message.text for message in sample.messages if message.role != "system")
-        answers = []
-        for role in ROLES:
-            response = texts.get(role, {}).get(sample.id)
-            note = ""
-            if response is not None:
-                cut = ", cut at the limit" if response.finish_reason == "length" else ""
-                count = len(response.token_ids)
-                note = f"{count} token{'' if count == 1 else 's'}{cut}"
-            answers.append(Answer(role.capitalize(), response.text if response else "", role, note))
-        prompts.append(Prompt(prompt, tuple(answers)))
-    return Answers(title, tuple(prompts))
 
 
 def bounds(interval: Interval) -> Bounds:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 
-from shared.data.images import ImageError, open_image
+from shared.data.images import UNLIMITED, ImageError, named, open_image
 
 SIDE_PX = 384  # the longer one
 QUALITY = 80  # of JPEG
@@ -59,7 +59,7 @@ class Gallery:
                 "page's share for images."
             )
         if self.unreadable:
-            example = min(self.unreadable)
+            example = named(min(self.unreadable))
             parts.append(f"{len(self.unreadable):,} images could not be read, such as {example}.")
         return " ".join(parts)
 
@@ -67,7 +67,7 @@ class Gallery:
 def thumbnail(path: str) -> str | None:
     """A small JPEG as a `data:` URL; None if it cannot be read."""
     try:
-        image = open_image(path)
+        image = open_image(path, UNLIMITED)  # a model has looked at it
     except ImageError:
         return None  # the gallery counts it
     image.thumbnail((SIDE_PX, SIDE_PX))

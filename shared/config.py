@@ -70,7 +70,6 @@ class EvaluationConfig(Section):
     limit: int | None = Field(
         None, ge=1, description="held-out prompts, and questions of a task that sets no limit; default all"
     )
-    examples: int = Field(8, ge=0, description="prompts shown with the three answers in the report")
     suites: tuple[str, ...] = Field((), description="of tasks, such as code")
     tasks: tuple[str | dict[str, Any], ...] = Field(
         (), description="gsm8k, or {name: gsm8k, limit: 50, data: {path: FILE}}"

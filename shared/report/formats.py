@@ -22,8 +22,11 @@ def axis_number(value: float) -> str:
 
 
 def plus_minus(value: float, error: float | None) -> str:
-    """A value with its error to two significant digits, and the value to the same decimals: 0.860 ± 0.031."""
-    if not error:
+    """A value with its error to two significant digits, and the value to the same decimals: 0.860 ± 0.031.
+
+    An error of a millionth of the value is rounding, and left out.
+    """
+    if not error or error < 1e-6 * abs(value):
         return cell(value)
     decimals = max(0, 1 - math.floor(math.log10(error)))
     return f"{value:,.{decimals}f} ± {error:,.{decimals}f}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from shared.durable import committed_file
 from shared.errors import UserError
 from shared.report.charts import bar_figure, colors, curve_figure
 from shared.report.formats import cell
-from shared.report.sections import Answers, Browser, Report, Section
+from shared.report.sections import Browser, Report
 
 FOLDER = Path(__file__).parent
 
@@ -35,7 +35,8 @@ def render(report: Report) -> str:
         ValueError: a NaN or infinity in a figure.
     """
     for section in report.sections:
-        _check_images(section)
+        if isinstance(section, Browser):
+            _check_images(section)
     kinds = {section.kind for section in report.sections}
     scripts = [_plotly(), _read("charts.js.html")] if kinds & {"curves", "bars"} else []
     if "browser" in kinds:
@@ -111,13 +112,8 @@ def _policy(scripts: list[str]) -> str:
     )
 
 
-def _check_images(section: Section) -> None:
-    images: Iterable[str] = ()
-    if isinstance(section, Answers):
-        images = (image for prompt in section.prompts for image in prompt.images)
-    elif isinstance(section, Browser):
-        images = section.images
-    for image in images:
+def _check_images(browser: Browser) -> None:
+    for image in browser.images:
         if not image.startswith("data:image/"):
             raise UserError(
                 f"report image {image[:80]!r} is not inside the page. Give it as a data:image/ URL."

@@ -111,34 +111,6 @@ class Table:
     note: str = ""
 
 
-class Answer(NamedTuple):
-    """One model's text."""
-
-    label: str
-    text: str
-    role: RoleName | None = None
-    note: str = ""
-
-
-class Prompt(NamedTuple):
-    """A prompt with the answers to compare. Images are `data:image/` URLs: a report fetches nothing."""
-
-    text: str
-    answers: tuple[Answer, ...]
-    images: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Answers:
-    """Prompts with their answers side by side; the first `shown` are open, the others fold."""
-
-    kind: ClassVar[str] = "answers"
-    title: str
-    prompts: tuple[Prompt, ...]
-    shown: int = 3
-    note: str = ""
-
-
 class Facet(NamedTuple):
     """A choice by which items are filtered. Options are numbered on through all facets of a browser."""
 
@@ -214,7 +186,7 @@ class Text:
     note: str = ""
 
 
-Section = Summary | Curves | Bars | Table | Answers | Browser | KeyValues | Text
+Section = Summary | Curves | Bars | Table | Browser | KeyValues | Text
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from runs import HELDOUT, tiny_config
 from shared.generation.transformers_engine import TransformersEngine
 from shared.progress import Speaker
 from shared.report.formats import plus_minus
-from shared.report.sections import Answers
+from shared.report.sections import Browser
 from shared.run import Run
 from text_distill.adapter import TextAdapterKind
 
@@ -152,18 +152,25 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(run, report, monkeypatch
     assert after["scores"] == report["scores"]
 
 
-def test_limit_and_examples_bound_what_is_measured_and_shown(tmp_path):
-    run = evaluated_run(tmp_path, "evaluation.limit=2", "evaluation.examples=1")
+def test_the_limit_bounds_what_is_measured_and_shown(tmp_path):
+    run = evaluated_run(tmp_path, "evaluation.limit=2")
     run.execute("export")
     outcome = evaluate_run(run)
     assert {score["n"] for scores in outcome.data["scores"].values() for score in scores.values()} == {2}
-    (answers,) = [section for section in outcome.sections if isinstance(section, Answers)]
-    (prompt,) = answers.prompts
-    assert prompt.text == run.session.heldout_samples[0].messages[0].text
-    assert [answer.role for answer in prompt.answers] == ["teacher", "start", "student"]
+    (browser,) = [section for section in outcome.sections if isinstance(section, Browser)]
+    assert len(browser.items) == 2
 
 
-def test_no_examples_no_section(tmp_path):
-    run = evaluated_run(tmp_path, "evaluation.limit=2", "evaluation.examples=0")
-    run.execute("export")
-    assert not any(isinstance(section, Answers) for section in evaluate_run(run).sections)
+def test_the_page_shows_every_held_out_answer_of_all_three(run, chromium):
+    chromium.open(run.config.folder / "report.html")
+    count = chromium.run("document.querySelector('.browser .count').textContent")
+    assert count == str(HELDOUT)
+    shown = chromium.run(
+        "['.prompt-text', '.facts', '.answers'].map((part) => document.querySelector(part).innerText)"
+    )
+    sample = run.session.heldout_samples[0]
+    assert shown[0] == sample.messages[0].text
+    assert sample.id in shown[1] and sample.reference in shown[1]
+    assert [label in shown[2] for label in ("Teacher", "Start", "Student")] == [True] * 3
+    assert shown[2].count("Score\n") == shown[2].count("length limit") == 3
+    assert chromium.errors == []

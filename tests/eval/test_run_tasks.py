@@ -23,6 +23,7 @@ from shared.config_files import dump_config
 from shared.errors import ConfigError, DataError, UserError
 from shared.generation.transformers_engine import TransformersEngine
 from shared.progress import Speaker
+from shared.report.sections import Browser
 from shared.run import Run
 from text_distill.adapter import TextAdapterKind
 
@@ -103,6 +104,19 @@ def test_tasks_stand_in_the_report_beside_agreement(run):
     for title in ("gsm8k: Exact match", "alpaca_eval: ROUGE-L against the reference"):
         assert title in page and title in card
     assert "Retention at a glance" in page
+
+
+def test_a_run_without_a_teacher_shows_start_and_student(run):
+    folder = run.config.folder.parent
+    alone = with_tasks(
+        folder, "alone", "teacher=null", "objective.name=sft", f"student={{model: {folder / 'teacher'}}}"
+    )
+    alone.execute("export")
+    outcome = evaluate_run(alone)
+    (browser,) = [section for section in outcome.sections if isinstance(section, Browser)]
+    assert [label for label, _ in browser.columns] == ["Start", "Student"]
+    assert [item.facts[0] for item in browser.items] == ["gsm8k"] * 3 + ["alpaca_eval"] * 2
+    assert {facet.title: facet.options for facet in browser.facets}["Outcome"] == ("Start and student wrong",)
 
 
 def test_compare_reads_the_runs_folders(run):

@@ -6,10 +6,9 @@ import math
 import pytest
 
 from eval.scores import Column, Metric, sample_means, score
-from eval.sections import answers_section, comparison, comparison_sections, summary_section
+from eval.sections import comparison, comparison_sections, summary_section
 from shared.report.html import render
 from shared.report.sections import Report
-from shared.types import Message, Response, Sample, TextPart
 
 METRICS = {
     "kl": Metric("KL", "nats per token", False),
@@ -124,17 +123,3 @@ def test_a_single_prompt_still_makes_a_report():
     assert compared.retention["overlap"] == {"value": 0.5, "low": None, "high": None}
     assert compared.gap_closed["overlap"]["value"] == 0.0
     assert "Overlap" in render(Report("t", "", tuple(comparison_sections(compared, METRICS))))
-
-
-def test_answers_side_by_side():
-    message = Message("user", (TextPart("Why?"),))
-    sample = Sample("a", (Message("system", (TextPart("Be brief."),)), message))
-    cut = Response("a", "student", 0, 0, (1, 2), "Because", "length", "f")
-    section = answers_section([sample], {"student": [cut], "teacher": []})
-    (prompt,) = section.prompts
-    assert prompt.text == "Why?"
-    assert [(a.label, a.text, a.note) for a in prompt.answers] == [
-        ("Teacher", "", ""),
-        ("Start", "", ""),
-        ("Student", "Because", "2 tokens, cut at the limit"),
-    ]

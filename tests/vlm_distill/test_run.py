@@ -124,6 +124,34 @@ def test_families_and_resolutions_teach_each_other(tmp_path: Path, teacher: str,
     assert any("vision" in key for key in moved) and any("lm_head" in key for key in moved)
 
 
+def test_the_report_shows_images_beside_the_answers(tmp_path: Path, chromium) -> None:
+    model = save_tiny_vlm(tmp_path / "teacher", FAMILIES["llava"](), seed=1)
+    questions = [
+        {"id": f"q{index}", "question": "Which?", "answer": "it", "image": f"images/{index % 4}.png"}
+        for index in range(4)
+    ]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    task = f"{{name: easy_vqa, data: {{path: {tmp_path}/questions.jsonl}}, max_new_tokens: 2}}"
+    execute(vlm_config(tmp_path, model, model, "training.rounds=1", f"evaluation.tasks=[{task}]"))
+    chromium.open(tmp_path / "run" / "report.html")
+    titles = chromium.run(
+        "[...document.querySelectorAll('section:has(.browser) h2')].map((h) => h.innerText)"
+    )
+    assert titles == ["Samples", "Held-out answers"]
+    # the held-out rows have one, no and two images
+    steps = (
+        "[...document.querySelectorAll('.browser')].map((browser) => [0, 1, 2].map((place) => {"
+        "browser.querySelectorAll('.row')[place].click();"
+        "return [[...browser.querySelectorAll('.images img')].length,"
+        "[...browser.querySelectorAll('.answers > section')].filter((s) => !s.hidden).length]}))"
+    )
+    assert chromium.run(steps) == [[[1, 3]] * 3, [[1, 3], [0, 3], [2, 3]]]
+    pictures = "[...document.querySelectorAll('.images img')]"
+    widths = f"Promise.all({pictures}.map((i) => i.decode().then(() => i.naturalWidth)))"
+    assert sorted(chromium.run(widths)) == [24, 28, 32]  # those of the chosen rows, as they are
+    assert chromium.errors == []
+
+
 def test_a_missing_image_names_its_row_before_a_model_is_loaded(tmp_path: Path) -> None:
     from shared.errors import DataError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import select
@@ -144,12 +145,14 @@ class Chromium:
         return found
 
 
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    """A browser for the tests of a file."""
+@contextlib.contextmanager
+def headless(folder: Path) -> Iterator[Chromium]:
+    """A browser with its profile in a folder; skips the test where there is none."""
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
         pytest.skip(f"needs one of {', '.join(NAMES)}")
-    browser = Chromium(program, tmp_path_factory.mktemp("chromium"))
-    yield browser
-    browser.close()
+    browser = Chromium(program, folder)
+    try:
+        yield browser
+    finally:
+        browser.close()
