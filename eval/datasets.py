@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,8 @@ from typing import IO, Any
 
 from eval.settings import DataSettings
 from eval.task import Hub, Question, Row, RowError, Task
+from shared.data.image_references import Handling, ImageFinder, in_folder
+from shared.data.images import ImageError, content_hash
 from shared.errors import DataError, UserError
 from shared.models.references import PACKAGE_SCHEME, resolve_path
 
@@ -48,7 +49,7 @@ def load_questions(
     """
     source, rows, beside = _open(task, settings)
     base = Path(settings.images).expanduser() if settings.images else beside
-    find_image = _image_finder(base, image_folder) if find_images else _name_of_image
+    find_image = _image_finder(base or image_folder, image_folder) if find_images else _name_of_image
     questions: list[Question] = []
     problems: list[str] = []
     for number, values in islice(enumerate(rows), limit):
@@ -237,24 +238,15 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
-def _image_finder(base: Path | None, folder: Path) -> Callable[[object], str]:
-    """Makes a local file's path out of what an image column holds."""
+def _image_finder(base: Path, folder: Path) -> Callable[[object], str]:
+    """Makes a local file's path, below `base` or stored in `folder`, out of what an image column holds."""
+    finder = ImageFinder(base, Handling(keep=in_folder(folder)))
 
     def find(value: object) -> str:
-        if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
-            return _stored(value["bytes"], folder)
-        if isinstance(value, bytes):
-            return _stored(value, folder)
-        if isinstance(value, Mapping):
-            value = value.get("path")
-        if not isinstance(value, str):
-            raise RowError(f"an image must be a path or a file's bytes; got {type(value).__name__}")
-        path = Path(value).expanduser()
-        if not path.is_absolute() and base is not None:
-            path = base / path
-        if not path.is_file():
-            raise RowError(f"there is no image {path}; data.images=FOLDER says where images are")
-        return str(path.resolve())
+        try:
+            return finder.reference(value)
+        except ImageError as error:
+            raise RowError(str(error)) from None
 
     return find
 
@@ -263,15 +255,4 @@ def _name_of_image(value: object) -> str:
     """What tells images apart where none is looked at."""
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
-    return hashlib.sha256(value).hexdigest()[:32] if isinstance(value, bytes) else str(value)
-
-
-def _stored(content: bytes, folder: Path) -> str:
-    path = folder / hashlib.sha256(content).hexdigest()[:32]
-    if not path.exists():
-        from shared.durable import committed_file
-
-        folder.mkdir(parents=True, exist_ok=True)
-        with committed_file(path) as file:
-            file.write(content)
-    return str(path.resolve())
+    return content_hash(value) if isinstance(value, bytes) else str(value)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from eval.code_extraction import strip_reasoning
 from eval.metrics.rouge_l import rouge_l_f1
 from eval.scores import Metric
-from eval.task import Quotient, Reply, Scored, each
+from eval.task import Hub, Question, Quotient, Reply, Row, Scored, Task, each
 from shared.types import Sampling
 
 METRICS = {
@@ -18,6 +20,33 @@ QUOTIENTS = {"words": Quotient("Words of a reply", "words", "replies", None)}
 SAMPLING = Sampling(max_new_tokens=512, temperature=0.8, top_p=0.95)
 
 
+def instruction_task(
+    name: str,
+    summary: str,
+    read: Callable[[Row], Question],
+    *,
+    columns: str,
+    data: Hub | None = None,
+    version: int = 1,
+    metrics: Mapping[str, Metric] = METRICS,
+) -> Task:
+    """A task of open instructions; the arguments are as `Task` has them."""
+    return Task(
+        name=name,
+        version=version,
+        family="instruction",
+        summary=summary,
+        data=data,
+        columns=columns,
+        read=read,
+        metrics=metrics,
+        score=each(_score),
+        sampling=SAMPLING,
+        quotients=QUOTIENTS,
+        judged=True,
+    )
+
+
 def _score(reply: Reply) -> Scored:
     """A question without a reference has no ROUGE-L: only a judge can say something of it."""
     answer = strip_reasoning(reply.text).strip()
@@ -25,6 +54,3 @@ def _score(reply: Reply) -> Scored:
     if reply.question.references:
         values["rouge_l"] = rouge_l_f1(answer, reply.question.references)
     return Scored(answer, values)
-
-
-score = each(_score)

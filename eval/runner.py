@@ -14,6 +14,7 @@ from eval.models import Opened
 from eval.records import write_questions
 from eval.suites import Job
 from eval.task import Question
+from shared.data.images import UNLIMITED, image_hash
 from shared.data.prompts import split_by_length
 from shared.durable import write_atomically
 from shared.errors import DataError, StoreError
@@ -163,8 +164,7 @@ class _Hashes:
 
     def _hash(self, path: str) -> str:
         if path not in self._known:
-            with open(path, "rb") as file:
-                self._known[path] = hashlib.file_digest(file, "sha256").hexdigest()[:32]
+            self._known[path] = image_hash(path, UNLIMITED)[:32]
         return self._known[path]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 
 from eval.bridges.asking import Asker, Document, Generation
-from shared.durable import committed_file
+from shared.data.image_references import in_folder
 from shared.errors import UserError
 from shared.types import ImagePart, Message, TextPart
 
@@ -32,7 +31,7 @@ class AskedModel(lmms):  # type: ignore[misc]  # a class of a package that need 
     def __init__(self, asker: Asker, folder: Path) -> None:
         super().__init__()
         self._asker = asker
-        self._folder = folder
+        self._keep = in_folder(folder)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Replies; a request that stands several times is drawn as often."""
@@ -63,9 +62,4 @@ class AskedModel(lmms):  # type: ignore[misc]  # a class of a package that need 
             )
         content = io.BytesIO()
         (image if image.mode in MODES else image.convert("RGB")).save(content, "PNG")
-        path = self._folder / f"{hashlib.sha256(content.getvalue()).hexdigest()[:32]}.png"
-        if not path.exists():
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with committed_file(path) as file:
-                file.write(content.getvalue())
-        return str(path.resolve())
+        return self._keep(content.getvalue())

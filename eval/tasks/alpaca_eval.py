@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from eval.instructions import METRICS, QUOTIENTS, SAMPLING, score
-from eval.task import Hub, Question, Row, Task
+from eval.instructions import instruction_task
+from eval.task import Hub, Question, Row
 
 
 def read(row: Row) -> Question:
@@ -12,17 +12,10 @@ def read(row: Row) -> Question:
     return Question(row.id("id"), row.text("instruction"), references)
 
 
-TASK = Task(
-    name="alpaca_eval",
-    version=1,
-    family="instruction",
-    summary="805 instructions of AlpacaEval",
-    data=Hub("tatsu-lab/alpaca_eval", file="alpaca_eval.json"),
+TASK = instruction_task(
+    "alpaca_eval",
+    "805 instructions of AlpacaEval",
+    read,
     columns="instruction, output (the reference; optional)",
-    read=read,
-    metrics=METRICS,
-    score=score,
-    sampling=SAMPLING,
-    quotients=QUOTIENTS,
-    judged=True,
+    data=Hub("tatsu-lab/alpaca_eval", file="alpaca_eval.json"),
 )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from eval.instructions import METRICS, QUOTIENTS, SAMPLING, score
-from eval.task import Question, Row, Task
+from eval.instructions import instruction_task
+from eval.task import Question, Row
 
 
 def read(row: Row) -> Question:
@@ -14,17 +14,9 @@ def read(row: Row) -> Question:
     )
 
 
-TASK = Task(
-    name="evol_instruct",
-    version=1,
-    family="instruction",
-    summary="218 evolved instructions of WizardLM's test set",
-    data=None,
+TASK = instruction_task(
+    "evol_instruct",
+    "218 evolved instructions of WizardLM's test set",
+    read,
     columns="prompt (or instruction), generated_text (the reference; optional)",
-    read=read,
-    metrics=METRICS,
-    score=score,
-    sampling=SAMPLING,
-    quotients=QUOTIENTS,
-    judged=True,
 )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from eval.instructions import METRICS, QUOTIENTS, SAMPLING, score
-from eval.task import Hub, Question, Row, Task
+from eval.instructions import METRICS, instruction_task
+from eval.task import Hub, Question, Row
 
 TURNS = {
     f"{name}_turn_{turn}": METRICS[name]._replace(title=f"{METRICS[name].title}, turn {turn}")
@@ -27,17 +27,12 @@ def read(row: Row) -> Question:
     )
 
 
-TASK = Task(
-    name="mt_bench",
-    version=2,
-    family="instruction",
-    summary="80 questions of two turns; a judge is needed, few have references",
-    data=Hub("HuggingFaceH4/mt_bench_prompts", "train"),
+TASK = instruction_task(
+    "mt_bench",
+    "80 questions of two turns; a judge is needed, few have references",
+    read,
     columns="question_id, turns (or prompt): two questions, reference (two answers; optional)",
-    read=read,
+    data=Hub("HuggingFaceH4/mt_bench_prompts", "train"),
+    version=2,
     metrics=METRICS | TURNS,
-    score=score,
-    sampling=SAMPLING,
-    quotients=QUOTIENTS,
-    judged=True,
 )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from eval.instructions import METRICS, QUOTIENTS, SAMPLING, score
-from eval.task import Hub, Question, Row, RowError, Task
+from eval.instructions import instruction_task
+from eval.task import Hub, Question, Row, RowError
 
 
 def read(row: Row) -> Question:
@@ -20,18 +20,11 @@ def read(row: Row) -> Question:
     return Question(row.id("id"), prompt, (answer,) if answer else ())
 
 
-TASK = Task(
-    name="self_instruct",
-    version=1,
-    family="instruction",
-    summary="252 user-oriented instructions of Self-Instruct",
+TASK = instruction_task(
+    "self_instruct",
+    "252 user-oriented instructions of Self-Instruct",
+    read,
+    columns="id, instruction, instances (a list of {input, output})",
     # the hub's own copy in Parquet: the data set itself is a script, which nobody should run
     data=Hub("yizhongw/self_instruct", file="human_eval/train/0000.parquet", revision="refs/convert/parquet"),
-    columns="id, instruction, instances (a list of {input, output})",
-    read=read,
-    metrics=METRICS,
-    score=score,
-    sampling=SAMPLING,
-    quotients=QUOTIENTS,
-    judged=True,
 )

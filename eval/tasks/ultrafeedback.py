@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from eval.instructions import METRICS, QUOTIENTS, SAMPLING, score
-from eval.task import Hub, Question, Row, Task
+from eval.instructions import instruction_task
+from eval.task import Hub, Question, Row
 
 
 def read(row: Row) -> Question:
@@ -14,17 +14,10 @@ def read(row: Row) -> Question:
     return Question(row.id("id"), row.text("prompt"), (answer,) if answer else ())
 
 
-TASK = Task(
-    name="ultrafeedback",
-    version=1,
-    family="instruction",
-    summary="2,000 held-out prompts of UltraFeedback",
-    data=Hub("HuggingFaceH4/ultrafeedback_binarized", "test_prefs"),
+TASK = instruction_task(
+    "ultrafeedback",
+    "2,000 held-out prompts of UltraFeedback",
+    read,
     columns="prompt, generated_text or chosen (the reference; optional)",
-    read=read,
-    metrics=METRICS,
-    score=score,
-    sampling=SAMPLING,
-    quotients=QUOTIENTS,
-    judged=True,
+    data=Hub("HuggingFaceH4/ultrafeedback_binarized", "test_prefs"),
 )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from eval.instructions import METRICS, QUOTIENTS, SAMPLING, score
-from eval.task import Question, Row, Task
+from eval.instructions import instruction_task
+from eval.task import Question, Row
 
 
 def read(row: Row) -> Question:
@@ -12,17 +12,9 @@ def read(row: Row) -> Question:
     return Question(row.id("question_id", "id"), turns[0])
 
 
-TASK = Task(
-    name="vicuna",
-    version=1,
-    family="instruction",
-    summary="80 open questions of Vicuna; without references, so they need a judge",
-    data=None,
+TASK = instruction_task(
+    "vicuna",
+    "80 open questions of Vicuna; without references, so they need a judge",
+    read,
     columns="question_id, turns (a list of one question); or question",
-    read=read,
-    metrics=METRICS,
-    score=score,
-    sampling=SAMPLING,
-    quotients=QUOTIENTS,
-    judged=True,
 )

@@ -114,11 +114,14 @@ class ImageFinder:
             path = path.resolve()
         if not path.is_relative_to(self._root):
             raise ImageError(
-                f"lies outside the image root {self._root}. Set image_root of the source to a folder that "
-                "holds all its images."
+                f"lies outside the image root {self._root}. Set image_root of the source (of a task, "
+                "data.images) to a folder that holds all its images."
             )
         if not path.is_file():
-            raise ImageError(f"there is no such file below the image root {self._root}. Check image_root.")
+            raise ImageError(
+                f"there is no such file below the image root {self._root}. Check image_root (of a task, "
+                "data.images)."
+            )
         return path
 
     def _kept(self, content: bytes) -> str:

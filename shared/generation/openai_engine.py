@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from pydantic import SecretStr
 
 from shared.errors import UserError
-from shared.generation.rendering import ReadImage, estimated_tokens, read_image, render_messages
+from shared.generation.rendering import estimated_tokens, render_messages
 from shared.generation.transport import Answer, Cancelled, Endpoint, MalformedReplyError, error_text
 from shared.models.references import ServerRef
 from shared.types import FinishReason, Request, Response, Sample, Sampling, Usage
@@ -56,7 +56,6 @@ class OpenAIEngine:
     Args:
         ref: The server, its model and how to treat it.
         encoder: Tokenises the answers, once; without one they have no token ids, which evaluation needs not.
-        read_image: The bytes of an image, by its reference in a sample.
 
     Raises:
         UserError: the environment variable with the key is not set, or its value cannot be a key.
@@ -64,13 +63,10 @@ class OpenAIEngine:
 
     returns_token_ids = False
 
-    def __init__(
-        self, ref: ServerRef, *, encoder: TextEncoder | None = None, read_image: ReadImage = read_image
-    ) -> None:
+    def __init__(self, ref: ServerRef, *, encoder: TextEncoder | None = None) -> None:
         self.accepts_images = ref.accepts_images
         self._ref = ref
         self._encoder = encoder
-        self._read_image = read_image
         self._endpoint = Endpoint(
             f"{ref.url}/chat/completions",
             key=_key(ref.api_key_env),
@@ -119,9 +115,7 @@ class OpenAIEngine:
     def _body(self, request: Request, sampling: Sampling) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self._ref.model,
-            "messages": render_messages(
-                request.sample, system_prompt=self._ref.system_prompt, read=self._read_image
-            ),
+            "messages": render_messages(request.sample, system_prompt=self._ref.system_prompt),
             self._ref.max_tokens_name: sampling.max_new_tokens,
             "temperature": sampling.temperature,
             **self._ref.extra_body,

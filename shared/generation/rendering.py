@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
+from shared.data.images import UNLIMITED, ImageError, named, read_image
 from shared.errors import UserError
 from shared.types import ImagePart, Message, Sample, TextPart
-
-ReadImage = Callable[[str], bytes]
 
 # What the usual servers decode. https://developer.mozilla.org/docs/Web/Media/Guides/Formats/Image_types
 _SIGNATURES = {
@@ -24,23 +22,7 @@ _BYTES_PER_TOKEN = 3  # UTF-8; on the low side, so that estimates are on the hig
 _TOKENS_PER_IMAGE = 1000
 
 
-def read_image(reference: str) -> bytes:
-    """The bytes of an image file.
-
-    Raises:
-        UserError: there is no such file.
-    """
-    try:
-        return Path(reference).expanduser().read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"image {reference!r} cannot be read ({error.strerror}). Give a local file or a data URL."
-        ) from None
-
-
-def render_messages(
-    sample: Sample, *, system_prompt: str | None = None, read: ReadImage = read_image
-) -> list[dict[str, Any]]:
+def render_messages(sample: Sample, *, system_prompt: str | None = None) -> list[dict[str, Any]]:
     """The chat as the chat completions API takes it.
 
     A message of text alone is a string, which every server takes; one with images is a list of parts.
@@ -52,7 +34,7 @@ def render_messages(
     if system_prompt is not None and messages[0].role != "system":
         messages = (Message("system", (TextPart(system_prompt),)), *messages)
     try:
-        return [{"role": message.role, "content": _content(message, read)} for message in messages]
+        return [{"role": message.role, "content": _content(message)} for message in messages]
     except UserError as error:
         raise UserError(f"sample {sample.id!r} ({sample.source}): {error}") from None
 
@@ -63,25 +45,26 @@ def estimated_tokens(sample: Sample) -> int:
     return text // _BYTES_PER_TOKEN + _TOKENS_PER_IMAGE * len(sample.images) + 4 * len(sample.messages)
 
 
-def _content(message: Message, read: ReadImage) -> str | list[dict[str, Any]]:
+def _content(message: Message) -> str | list[dict[str, Any]]:
     if not any(isinstance(part, ImagePart) for part in message.parts):
         return message.text
     return [
-        {"type": "image_url", "image_url": {"url": _data_url(part.image, read)}}
+        {"type": "image_url", "image_url": {"url": _data_url(part.image)}}
         if isinstance(part, ImagePart)
         else {"type": "text", "text": part.text}
         for part in message.parts
     ]
 
 
-def _data_url(reference: str, read: ReadImage) -> str:
-    if reference.startswith("data:image/"):
-        return reference
-    content = read(reference)
+def _data_url(reference: str) -> str:
+    try:
+        content = read_image(reference, UNLIMITED)
+    except ImageError as error:
+        raise UserError(f"image {named(reference)}: {error}") from None
     media_type = next((name for name, start in _SIGNATURES.items() if start.match(content)), None)
     if media_type is None:
         raise UserError(
-            f"image {reference!r} is of a type that chat servers do not take. Convert it to PNG, JPEG, GIF "
-            "or WebP."
+            f"image {named(reference)} is of a type that chat servers do not take. Convert it to PNG, JPEG, "
+            "GIF or WebP."
         )
     return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"

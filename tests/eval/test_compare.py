@@ -9,7 +9,7 @@ from eval.compare import compare
 from eval.report import report_data
 from eval.report_table import show
 from eval.suites import Registry
-from evaluations import ToldEngine, run_tasks, sums, told_model, write_rows
+from evaluations import ToldEngine, png, run_tasks, sums, told_model, write_rows
 from shared.errors import StoreError
 from shared.progress import Speaker
 from shared.types import Request
@@ -78,7 +78,7 @@ def test_agreement_with_the_teachers_words(tmp_path, monkeypatch):
 def test_whole_images_are_resampled(tmp_path, monkeypatch):
     rows = []
     for image in range(4):
-        (tmp_path / f"{image}.png").write_bytes(b"image %d" % image)
+        (tmp_path / f"{image}.png").write_bytes(png(image))
         rows += [
             {"id": f"{image}-{i}", "image": f"{image}.png", "question": "?", "answer": "yes"}
             for i in range(25)

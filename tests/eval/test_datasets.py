@@ -9,11 +9,13 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from eval.datasets import load_questions, read_rows
 from eval.settings import DataSettings
 from eval.suites import Registry
 from eval.task import Hub, Row, RowError
+from evaluations import png, write_rows
 from shared.errors import DataError, UserError
 
 ROWS = [{"question": "é?", "answer": "1"}, {"question": "b\nc", "answer": "2"}]
@@ -98,26 +100,40 @@ def test_ids_given_twice_and_no_rows(tmp_path):
 
 def test_images_inside_a_parquet_file_become_files(tmp_path):
     rows = [
-        {"question": f"{i}?", "answer": "no", "image": {"bytes": b"png %d" % (i % 2), "path": None}}
-        for i in range(3)
+        {"question": f"{i}?", "answer": "no", "image": {"bytes": png(i % 2), "path": None}} for i in range(3)
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     found = load("pope", tmp_path / "rows.parquet", image_folder=tmp_path / "images")
     paths = [Path(question.images[0].image) for question in found]
-    assert [path.read_bytes() for path in paths] == [b"png 0", b"png 1", b"png 0"]
+    assert [path.read_bytes() for path in paths] == [png(0), png(1), png(0)]
     assert paths[0] == paths[2] and len(list((tmp_path / "images").iterdir())) == 2
 
 
 def test_images_by_name_from_a_folder(tmp_path):
     (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "COCO_val2014_000000000042.jpg").write_bytes(b"jpg")
+    (tmp_path / "photos" / "COCO_val2014_000000000042.jpg").write_bytes(png(0))
     row = {"question_id": 1, "image_id": 42, "question": "What?", "answers": [{"answer": "cat"}] * 10}
     (tmp_path / "rows.json").write_text(json.dumps({"data": [row]}))
     task = Registry().task("vqav2")
     settings = DataSettings(path=str(tmp_path / "rows.json"), images=str(tmp_path / "photos"))
     assert load_questions(task, settings)[0].references == ("cat",) * 10
-    with pytest.raises(DataError, match=r"there is no image .*data\.images=FOLDER"):
+    with pytest.raises(DataError, match=r"42\.jpg': there is no such file .*data\.images"):
         load("vqav2", tmp_path / "rows.json")
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [("../secret.png", "lies outside the image root"), ("broken.png", "not an image"), ("bomb.png", "bomb")],
+)
+def test_images_that_nobody_should_open_are_refused_with_their_row(tmp_path, image, message):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (tmp_path / "secret.png").write_bytes(png(0))
+    (folder / "broken.png").write_bytes(b"no image")
+    Image.new("1", (9000, 9000)).save(folder / "bomb.png")
+    write_rows(folder / "rows.jsonl", [{"question": "?", "answer": "no", "image": image}])
+    with pytest.raises(DataError, match=rf"row 0: image .*{message}"):
+        load("pope", folder / "rows.jsonl")
 
 
 def test_data_that_is_not_there(tmp_path, monkeypatch):
@@ -147,7 +163,7 @@ def test_a_hub_data_set_is_read_in_all_its_configurations_with_images_as_files(t
 
     def load_dataset(name, configuration, *, split, revision):
         asked.append((name, configuration, split, revision))
-        images = [{"bytes": b"not decoded " + configuration.encode(), "path": None}]
+        images = [{"bytes": png(len(asked)), "path": None}]
         rows = {"question": ["Is it?"], "answer": ["yes"], "id": [configuration], "image": images}
         features = datasets.Features(
             {name: datasets.Value("string") for name in ("question", "answer", "id")}
@@ -161,4 +177,4 @@ def test_a_hub_data_set_is_read_in_all_its_configurations_with_images_as_files(t
     found = load_questions(task, settings, image_folder=tmp_path)
     assert asked == [("org/name", "one", "validation", None), ("org/name", "two", "validation", None)]
     assert [question.id for question in found] == ["one", "two"]
-    assert Path(found[1].images[0].image).read_bytes() == b"not decoded two"
+    assert Path(found[1].images[0].image).read_bytes() == png(2)

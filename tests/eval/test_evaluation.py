@@ -12,7 +12,7 @@ from eval.evaluation import score_again, slug
 from eval.records import read_records
 from eval.suites import Registry
 from eval.tasks import gsm8k
-from evaluations import QUIET, ToldEngine, run_tasks, sums, told_model, write_rows
+from evaluations import QUIET, ToldEngine, png, run_tasks, sums, told_model, write_rows
 from faulty_server import Fault, FaultyServer, completion, serving
 from shared.errors import ConfigError, DataError, StoreError, UserError
 from shared.types import Request
@@ -164,7 +164,7 @@ def images(folder: Path) -> str:
     (folder / "images").mkdir(parents=True)
     rows = []
     for image in range(3):
-        (folder / "images" / f"{image}.png").write_bytes(b"image %d" % image)
+        (folder / "images" / f"{image}.png").write_bytes(png(image))
         for question in range(4):
             rows.append(
                 {
@@ -196,7 +196,7 @@ def test_images_count_by_content_not_by_place(tmp_path, monkeypatch):
     told_model(monkeypatch, second)
     run_tasks("told", "pope", f"data.path={elsewhere}", output=tmp_path / "out")
     assert not second.asked
-    (tmp_path / "there" / "images" / "1.png").write_bytes(b"another image")
+    (tmp_path / "there" / "images" / "1.png").write_bytes(png(99))
     with pytest.raises(StoreError, match="sample_set"):
         run_tasks("told", "pope", f"data.path={elsewhere}", output=tmp_path / "out")
 

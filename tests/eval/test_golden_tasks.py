@@ -16,6 +16,7 @@ from eval.scoring import Bench, sandbox_maker
 from eval.settings import DataSettings
 from eval.suites import Registry
 from eval.task import Question, Reply, Scored
+from evaluations import png
 
 FILES = {
     "alpaca_eval": ("distillm2_eval/alpaca_eval.json", 805),
@@ -181,7 +182,7 @@ def test_the_package_of_easy_vqa_is_read_as_it_is(tmp_path):
         '[["what color is the shape?", "red", 3], ["is it a circle?", "no", 3]]'
     )
     (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "3.png").write_bytes(b"png")
+    (tmp_path / "images" / "3.png").write_bytes(png(0))
     found = load_questions(Registry().task("easy_vqa"), DataSettings(path=str(tmp_path / "questions.json")))
     assert [q.references for q in found] == [("red",), ("no",)]
     assert {q.images[0].image for q in found} == {str(tmp_path / "images" / "3.png")}

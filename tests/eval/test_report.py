@@ -166,7 +166,7 @@ def test_images_that_are_gone_are_counted(runs, tmp_path):
     (tmp_path / "2.png").write_bytes(b"no image")
     (browser,) = sections(compare(runs, Registry()), Browser)
     assert len(browser.images) == 2
-    assert f"2 images could not be read, such as {tmp_path}/1.png" in browser.note
+    assert f"2 images could not be read, such as '{tmp_path}/1.png'" in browser.note
 
 
 def test_thumbnails_are_small_and_tasks_take_turns(tmp_path):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+from PIL import Image
 
 from eval.evaluation import evaluate
 from eval.models import Opened
@@ -21,6 +24,13 @@ def write_rows(path: Path, rows: Sequence[object]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def png(grey: int) -> bytes:
+    """A small picture, another one for each shade up to 255."""
+    file = io.BytesIO()
+    Image.new("L", (2, 2), grey).save(file, "PNG")
+    return file.getvalue()
 
 
 def sums(folder: Path, count: int = 5) -> str:

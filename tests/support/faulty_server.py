@@ -68,10 +68,11 @@ class FaultyServer:
             self.most_at_once = max(self.most_at_once, self._at_once)
             fault = self.faults.pop(0) if self.faults else None
         try:
-            _send(handler, fault or as_json(self.answer(body)))
+            reply = fault or as_json(self.answer(body))
         finally:
-            with self._lock:
+            with self._lock:  # before it is sent: who has the reply may ask again at once
                 self._at_once -= 1
+        _send(handler, reply)
 
 
 def _send(handler: BaseHTTPRequestHandler, fault: Fault) -> None:
