@@ -82,6 +82,10 @@ class ImagesConfig(Section):
     """What is refused of the images in prompts, before it is read or decoded."""
 
     allow_remote: bool = Field(False, description="fetch the images that rows name by http(s) URL")
+    allow_private: bool = Field(
+        False,
+        description="also from addresses of this machine and its network (loopback, private, link-local)",
+    )
     timeout_s: float = Field(20.0, gt=0, description="for one image of the web")
     max_bytes: int = Field(64 * 2**20, ge=1, description="of the encoded file")
     max_pixels: int = Field(64_000_000, ge=1, le=178_956_970, description="at most where Pillow stops")
@@ -90,7 +94,11 @@ class ImagesConfig(Section):
     def _all_has_effect(self) -> ImagesConfig:
         if not self.allow_remote:
             refuse_idle(
-                self, "timeout_s", because="without allow_remote: true", instead="set allow_remote: true"
+                self,
+                "allow_private",
+                "timeout_s",
+                because="without allow_remote: true",
+                instead="set allow_remote: true",
             )
         return self
 

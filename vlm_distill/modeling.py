@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import (
     AutoModel,
     GenerationMixin,
@@ -70,11 +69,7 @@ class OpenClipLlavaConfig(LlavaConfig):
 
 
 class OpenClipVisionModel(PreTrainedModel):
-    """An open_clip tower that gives its patch tokens.
-
-    Batch normalisation keeps its running statistics in training too: with a batch's own, a picture's tokens
-    would depend on its neighbours, and the gradient on how a batch is split.
-    """
+    """An open_clip tower that gives its patch tokens."""
 
     config_class = OpenClipVisionConfig
     main_input_name = "pixel_values"
@@ -90,14 +85,6 @@ class OpenClipVisionModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: open_clip has initialised the tower."""
-
-    def train(self, mode: bool = True) -> OpenClipVisionModel:
-        """Training mode for all but batch normalisation."""
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, _BatchNorm):
-                module.eval()
-        return self
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutput:
         """Patch tokens (B, P, D) of pictures (B, 3, height, width)."""

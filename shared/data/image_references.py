@@ -11,9 +11,6 @@ import base64
 import hashlib
 import io
 import os
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -31,9 +28,9 @@ from shared.data.images import (
     named,
     read_image,
 )
+from shared.data.web_images import fetch
 from shared.durable import committed_file
 
-_CHUNK_BYTES = 1 << 16
 _WEB = ("http://", "https://")
 
 Keep = Callable[[bytes], str]
@@ -143,53 +140,6 @@ class ImageFinder:
             decode_image(content, self._limits)
             _stored(content, path)
         return str(path.resolve())
-
-
-def fetch(url: str, config: ImagesConfig) -> bytes:
-    """What an http(s) URL gives, within the limits of size and time.
-
-    Raises:
-        ImageError: an error of the server or the network, or a limit is passed.
-    """
-    ends = time.monotonic() + config.timeout_s
-    content = bytearray()
-    try:
-        with _opener().open(url, timeout=config.timeout_s) as answer:
-            while chunk := answer.read1(_CHUNK_BYTES):
-                content += chunk
-                if len(content) > config.max_bytes:
-                    raise ImageError(
-                        f"more than images.max_bytes: {config.max_bytes}. Leave it out, or raise the limit."
-                    )
-                if time.monotonic() > ends:
-                    raise TimeoutError("timed out")
-    except TimeoutError:
-        raise ImageError(
-            f"took longer than images.timeout_s: {config.timeout_s:g}. Download it, or raise the limit."
-        ) from None
-    except (OSError, ValueError) as error:  # URLError and HTTPError are OSErrors
-        if isinstance(getattr(error, "reason", None), TimeoutError):
-            raise ImageError(
-                f"took longer than images.timeout_s: {config.timeout_s:g}. Download it, or raise the limit."
-            ) from None
-        raise ImageError(f"cannot be fetched ({error}). Download it, or skip the row.") from None
-    return bytes(content)
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """Without the handlers of ftp, files and data, which a redirection could lead to."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.UnknownHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPRedirectHandler(),
-        urllib.request.HTTPErrorProcessor(),
-    ):
-        opener.add_handler(handler)
-    return opener
 
 
 def _encoded(value: object) -> bytes:

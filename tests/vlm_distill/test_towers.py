@@ -9,6 +9,8 @@ from torch import nn
 
 from assembly_specs import TOWERS, assembly, pictures
 from shared.errors import UserError
+from shared.models.vocabulary import SharedVocabulary
+from shared.training.distiller import Distiller
 from vlm_distill.clip_conversion import clip_image_processor
 from vlm_distill.modeling import OpenClipVisionConfig, OpenClipVisionModel
 from vlm_distill.processing import OpenClipImageProcessor
@@ -136,7 +138,8 @@ def test_preprocessing_is_open_clips(settings, size):
 
 def test_batch_normalisation_keeps_its_statistics_in_training():
     config = OpenClipVisionConfig(**open_tower(TowerSpec.model_validate(TOWERS["resnet"])).config)
-    model = OpenClipVisionModel(config).train()
+    model = OpenClipVisionModel(config)
+    Distiller(model, SharedVocabulary(1, ()), normalization="response").train()
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     pixels = torch.randn(3, 3, 32, 32)
     together = model(pixels).last_hidden_state

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from shared.config_data import ImagesConfig
-from shared.data.image_references import Handling, ImageFinder, as_data_url, fetch, in_folder
+from shared.data.image_references import Handling, ImageFinder, as_data_url, in_folder
 from shared.data.images import NAMED, ImageError, content_hash, open_image
+from shared.data.web_images import _is_public, fetch
 
 
 def png(colour=(255, 0, 0)):
@@ -140,12 +141,15 @@ def web():
 
 def test_the_web_is_asked_only_where_allowed_and_once(root, web, tmp_path):
     address, asked = web
-    allowed = {"config": ImagesConfig(allow_remote=True), "downloads": tmp_path / "downloads"}
+    allowed = {
+        "config": ImagesConfig(allow_remote=True, allow_private=True),
+        "downloads": tmp_path / "downloads",
+    }
     with pytest.raises(ImageError, match="on the web"):
         finder(root).reference(f"{address}/a.png")
-    assert finder(root, config=ImagesConfig(allow_remote=True)).reference(f"{address}/a.png") == (
+    assert finder(root, config=ImagesConfig(allow_remote=True, allow_private=True)).reference(
         f"{address}/a.png"
-    )
+    ) == (f"{address}/a.png")
     assert not asked
     for name in ("a.png", "moved"):
         found = finder(root, **allowed).reference(f"{address}/{name}")
@@ -156,7 +160,7 @@ def test_the_web_is_asked_only_where_allowed_and_once(root, web, tmp_path):
 
 def test_what_the_web_may_do_wrong(root, web, tmp_path):
     address, _ = web
-    quick = ImagesConfig(allow_remote=True, timeout_s=0.4, max_bytes=5000)
+    quick = ImagesConfig(allow_remote=True, allow_private=True, timeout_s=0.4, max_bytes=5000)
     remote = finder(root, config=quick, downloads=tmp_path / "downloads")
     for name, said in {
         "absent": "404",
@@ -170,6 +174,34 @@ def test_what_the_web_may_do_wrong(root, web, tmp_path):
     assert not (tmp_path / "downloads").exists()
     with pytest.raises(ImageError, match="cannot be fetched"):
         fetch("http://127.0.0.1:1/a.png", quick)
+
+
+def test_no_row_reaches_this_machine_or_its_network_unasked(root, web, tmp_path, monkeypatch):
+    address, asked = web
+    public = {"config": ImagesConfig(allow_remote=True), "downloads": tmp_path / "downloads"}
+    for url in (f"{address}/a.png", f"{address}/a.png".replace("127.0.0.1", "localhost")):
+        with pytest.raises(ImageError, match=r"an address of this machine .*allow_private: true"):
+            finder(root, **public).reference(url)
+    # a name is looked up once, and what was looked at is what is connected to
+    answers = iter([[(2, 1, 6, "", ("8.8.8.8", 80))], [(2, 1, 6, "", ("127.0.0.1", 80))]])
+    connected = []
+
+    def connect(place, *arguments):
+        connected.append(place)
+        raise OSError("not in a test")
+
+    monkeypatch.setattr("socket.getaddrinfo", lambda *arguments, **options: next(answers))
+    monkeypatch.setattr("socket.create_connection", connect)
+    with pytest.raises(ImageError, match="not in a test"):
+        finder(root, **public).reference("http://example.org/a.png")
+    assert connected == [("8.8.8.8", 80)] and not asked
+
+
+@pytest.mark.parametrize(
+    "address", ["10.1.2.3", "192.168.0.1", "169.254.169.254", "::1", "fe80::1", "fc00::1", "::ffff:127.0.0.1"]
+)
+def test_addresses_that_are_not_public(address):
+    assert not _is_public(address) and _is_public("8.8.8.8") and _is_public("2606:4700::1111")
 
 
 def test_each_file_is_looked_at_once(root, monkeypatch):
