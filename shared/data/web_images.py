@@ -1,7 +1,7 @@
 """What does an image's URL give? Fetched within limits of size and time, and from public addresses only.
 
-A row of a data set may name any address. Those of this machine and of the network that it stands in (loopback,
-private, link-local, where clouds keep credentials) are refused at the moment of connecting, so that neither
+A row of a data set may name any address. Those of this machine and of its network (loopback, private,
+link-local, where clouds keep credentials) are refused at the moment of connecting, so that neither
 a name nor a redirection leads there. Behind a proxy it is the proxy that connects.
 """
 
