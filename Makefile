@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 help:
 	@echo "make demo-text   distil SmolLM2-135M-Instruct into a student with fewer layers, on a CPU"
-	@echo "make test        run the tests"
+	@echo "make test        run the tests, on all cores"
 	@echo "make lint        ruff, mypy, import-linter"
 	@echo "make bench       benchmarks, short form"
 	@echo "make clean       remove the demo's run folder"
@@ -32,7 +32,7 @@ demo-text: $(READY)
 	$(BIN)/distill-text run configs/text/smollm2-135m-to-pruned.yaml
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .
