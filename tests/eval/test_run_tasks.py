@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,16 @@ def asked(monkeypatch) -> list[str]:
     return ids
 
 
+def trained(run: Run, name: str, *overrides: str) -> Run:
+    """A run of another evaluation, whose training is taken from the finished one."""
+    other = with_tasks(run.config.folder.parent, name, *overrides)
+    leave = shutil.ignore_patterns("evaluation", "report.*")
+    shutil.copytree(run.config.folder, other.config.folder, ignore=leave)
+    (other.config.folder / "config.yaml").write_text(dump_config(other.config))
+    other.execute("export")
+    return other
+
+
 def questions(asked: list[str]) -> list[str]:
     return [name for name in asked if name.isdigit()]
 
@@ -138,8 +149,7 @@ def test_the_teacher_is_not_asked_again_by_a_run_beside(run, asked):
 
 
 def test_other_settings_are_asked_anew(run, asked):
-    other = with_tasks(run.config.folder.parent, "other", "evaluation.max_new_tokens=5")
-    other.execute("export")
+    other = trained(run, "other", "evaluation.max_new_tokens=5")
     asked.clear()
     evaluate_run(other)
     assert len(questions(asked)) == 3 * (3 + 2)
@@ -150,8 +160,7 @@ def test_a_judge_behind_a_server_grades_all_three(run):
     server.answer = lambda body: completion("Fair.\nRating: 7")
     with serving(server):
         judge = f"evaluation.judge={{model: 'server:{server.url}#judge', mode: single}}"
-        judged = with_tasks(run.config.folder.parent, "judged", judge)
-        judged.execute("export")
+        judged = trained(run, "judged", judge)
         scores = evaluate_run(judged).data["scores"]
     assert {of_role["alpaca_eval/rating"]["value"] for of_role in scores.values()} == {7.0}
     assert len(server.requests) == 3 * (2 + 2 * 2)  # two answers each, and as many for each control
@@ -162,8 +171,7 @@ def test_a_task_that_runs_in_its_own_way(run, asked):
     prompts = write_rows(folder / "prompts.jsonl", [{"prompt": "a b"}, {"prompt": "c"}])
     task = f"{{name: agreement, teacher: {folder / 'teacher'}, data: {{path: {prompts}}}}}"
     for name in ("one", "two"):  # a file may have changed: what the one has found is not taken by the other
-        following = with_tasks(folder, name, f"evaluation.tasks=[{task}]")
-        following.execute("export")
+        following = trained(run, name, f"evaluation.tasks=[{task}]")
         asked.clear()
         scores = evaluate_run(following).data["scores"]
         assert len(questions(asked)) == 3 * 2 * 4  # three models beside the teacher, both sampled and greedy
@@ -196,11 +204,8 @@ def test_killed_while_asking_it_goes_on_where_it_was(run, tmp_path, monkeypatch)
     calls = 0
     evaluate_run(again)
     assert calls == 0
-    whole = with_tasks(tmp_path, "whole", "seed=1")
-    whole.execute("export")
-    assert (
-        interrupted > 10 and report(run)["scores"]["teacher"] == evaluate_run(again).data["scores"]["teacher"]
-    )
+    assert interrupted > 10
+    assert report(run)["scores"]["teacher"] == evaluate_run(again).data["scores"]["teacher"]
 
 
 def check(**values):

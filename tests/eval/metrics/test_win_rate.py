@@ -41,7 +41,7 @@ def test_recovers_the_preference_at_equal_length(theta, phi):
 
 
 def test_the_standard_error_is_that_of_repeated_judgements():
-    results = [compute(**simulated(0.3, 1.0, 500, seed)) for seed in range(150)]
+    results = [compute(**simulated(0.3, 1.0, 500, seed)) for seed in range(80)]
     spread = np.std([result["length_controlled_win_rate"] for result in results], ddof=1)
     stated = np.mean([result["length_controlled_stderr"] for result in results])
     assert stated == pytest.approx(spread, rel=0.2)

@@ -63,8 +63,8 @@ def test_humaneval_stubs_all_fail(sandbox: Sandbox, real_data: Path) -> None:
 
 
 def test_a_sample_of_mbpp_passes(sandbox: Sandbox, real_data: Path) -> None:
-    rows = random.Random(0).sample(mbpp_full(real_data), 40) + random.Random(0).sample(
-        mbpp_sanitized(real_data), 20
+    rows = random.Random(0).sample(mbpp_full(real_data), 20) + random.Random(0).sample(
+        mbpp_sanitized(real_data), 10
     )
     programs = [mbpp_program(row, row["code"]) for row in rows]
     assert not_passed(sandbox, programs).keys() <= MBPP_WITHOUT_NODE
