@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -39,17 +40,19 @@ def test_gradients_do_not_depend_on_micro_batches(folder, normalization):
     assert_same(whole, gradients(300))
 
 
-@pytest.mark.parametrize("pairs", [10, 3])
-def test_gradients_of_two_processes_are_those_of_one(folder, pairs):
+def test_gradients_of_two_processes_are_those_of_one(folder):
     # with 3 pairs and a large budget one process has a single pair
-    settings = (f"training.pairs_per_step={pairs}", "training.micro_batch_tokens=200")
-    alone = first_gradients(folder, *settings, f"output={folder}/alone-{pairs}")
-    target = folder / f"two-{pairs}.safetensors"
-    in_two_processes(
-        "import runs; runs.save_first_gradients(*sys.argv[1:])",
-        str(folder), str(target), *settings, f"output={folder}/two-{pairs}",
-    )  # fmt: skip
-    assert_same(alone, load_file(target))
+    settings = {
+        pairs: (f"training.pairs_per_step={pairs}", "training.micro_batch_tokens=200") for pairs in (10, 3)
+    }
+    alone, calls = {}, []
+    for pairs, words in settings.items():
+        alone[pairs] = first_gradients(folder, *words, f"output={folder}/alone-{pairs}")
+        calls.append((str(folder), f"{folder}/{pairs}.safetensors", *words, f"output={folder}/two-{pairs}"))
+    each = "[runs.save_first_gradients(*call) for call in json.loads(sys.argv[1])]"
+    in_two_processes(f"import json, runs; {each}", json.dumps(calls))
+    for pairs in settings:
+        assert_same(alone[pairs], load_file(folder / f"{pairs}.safetensors"))
 
 
 def test_a_run_in_two_processes_gives_the_same_student(folder):
