@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
+    from shared.additions import Additions
     from shared.config_models import StudentConfig
     from shared.models.references import ModelRef
     from shared.models.vocabulary import Vocabulary
+    from shared.session import Session
 
 ENTRY_POINT_GROUP = "vlm_distill.adapters"
 
@@ -105,6 +107,14 @@ class AdapterKind(Protocol):
 
         Raises:
             UserError: modules or parts that the model does not have.
+        """
+        ...
+
+    def additions(self, session: Session) -> Additions:
+        """What this modality adds to a run, as its configuration asks; called once its models are there.
+
+        Raises:
+            UserError: what cannot be done with these models.
         """
         ...
 

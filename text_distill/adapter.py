@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from shared.adapter import Adapter
+    from shared.additions import Additions
     from shared.config_models import StudentConfig
+    from shared.session import Session
 
 
 class TextAdapter:
@@ -229,6 +231,13 @@ class TextAdapterKind:
 
         del adapter, samples  # a text model is the same whatever it reads
         return make_student(config, start, seed=seed)
+
+    def additions(self, session: Session) -> Additions:
+        """None."""
+        from shared.additions import Additions
+
+        del session
+        return Additions()
 
 
 def _takes_position_ids(model_config: Mapping[str, object]) -> bool:

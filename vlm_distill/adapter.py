@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
     from shared.adapter import Adapter
+    from shared.additions import Additions
     from shared.config_models import StudentConfig
     from shared.models.references import ModelRef
+    from shared.session import Session
 
 PLACEHOLDER_KEYS = ("image_token_id", "image_token_index", "video_token_id", "boi_token_index")
 
@@ -312,6 +314,16 @@ class VlmAdapterKind:
             dora=config.method == "dora",
             seed=seed,
         )
+
+    def additions(self, session: Session) -> Additions:
+        """What `vision` asks for.
+
+        Raises:
+            UserError: a tower that cannot be found or is trained, a CLIP model that cannot be loaded.
+        """
+        from vlm_distill.additions import vision_additions
+
+        return vision_additions(session)
 
 
 TEMPLATE_FREE = frozenset({"paligemma"})  # a prompt is a prefix, not a chat

@@ -10,26 +10,15 @@ As every filter, it drops pairs and replaces nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
-
-from pydantic import Field
 
 from eval.metrics.clip_score import scores
-from shared.config_section import Section
 from shared.data.images import DEFAULT_LIMITS, ImageLimits, open_image
 from shared.data.pairs import Dropped, Grouping
 from shared.errors import DataError
 from shared.types import Group, Response
+from vlm_distill.config_vision import ClipFilterConfig
 
 CHUNK = 64  # pictures that are decoded at a time
-
-
-class ClipFilterConfig(Section):
-    """Pairs are left out whose response scores less than `minimum` on its picture."""
-
-    model: str = Field(description="an open_clip model with safetensors weights, hub id or folder")
-    minimum: float = Field(gt=0, le=2.5, description="CLIPScore; that of usual captions is 0.6 to 0.9")
-    roles: tuple[Literal["teacher", "student"], ...] = Field(("teacher",), min_length=1)
 
 
 def without_misfits(
@@ -68,7 +57,7 @@ def without_misfits(
     if not kept:
         raise DataError(
             f"no group is left to use: {result.summary()}. The best CLIPScore is "
-            f"{max(best.values(), default=0.0):.2f}: lower the filter's minimum of {config.minimum}."
+            f"{max(best.values(), default=0.0):.2f}: lower vision.clip_filter.minimum of {config.minimum}."
         )
     return result
 

@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from shared.config import RunConfig
 from shared.config_models import StudentConfig
+from shared.config_section import refuse_idle
+from shared.objectives.objective import build_objective
+from vlm_distill.config_vision import VisionConfig
 from vlm_distill.parts import PartsConfig
 
 
@@ -36,3 +39,28 @@ class VlmRunConfig(RunConfig):
     """One vision-language distillation run: `distill-vlm run CONFIG`."""
 
     student: VlmStudentConfig
+    vision: VisionConfig = VisionConfig()
+
+    @model_validator(mode="after")
+    def _vision_has_effect(self) -> VlmRunConfig:
+        vision = self.vision
+        if "teacher" in vision.tower_cache and self.teacher is None:
+            raise ValueError("vision.tower_cache names the teacher, and there is none; remove it")
+        if "student" in vision.tower_cache and (
+            self.student.parts is None or self.student.parts.tower != "frozen"
+        ):
+            raise ValueError(
+                "vision.tower_cache: the student's tower is trained, so what it saw does not last; set "
+                "student.parts: {tower: frozen}, or keep the teacher's alone"
+            )
+        objective = build_objective(self.objective.name, self.objective.parameters)
+        if vision.clip_filter is not None and not set(vision.clip_filter.roles) & set(objective.sides):
+            refuse_idle(
+                vision,
+                "clip_filter",
+                where="vision.",
+                because=f"with objective {objective.name!r}, which trains on no response of "
+                f"{' or '.join(vision.clip_filter.roles)}",
+                instead="choose another objective",
+            )
+        return self

@@ -10,10 +10,11 @@ Works where the first axis counts pictures or tiles, and for packed patches with
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,8 @@ from shared.store import Store
 
 PART_IMAGES = 64  # pictures that are committed together
 MEMORY_BYTES = 2**30  # of outputs that are held in memory
+# said or not, a tower of transformers does the same
+UNSAID = {("return_dict", "True"), ("use_cache", "True"), ("use_cache", "False")}
 SCHEMA = pa.schema(
     [
         pa.field("image", pa.string(), nullable=False),
@@ -56,10 +59,10 @@ class _Form(NamedTuple):
 
 
 class TowerCache:
-    """A frozen tower that remembers. Made by `cache_tower`, undone by `release`."""
+    """What a frozen tower saw. Made by `cache_tower`, undone by `release`."""
 
     def __init__(self, tower: nn.Module, store: Store) -> None:
-        self._tower, self._store, self._forward = tower, store, tower.forward
+        self._tower, self._store = tower, store
         self._memory: OrderedDict[str, list[Tensor]] = OrderedDict()
         self._bytes = 0
         self._pending: dict[str, list[Tensor]] = {}
@@ -67,16 +70,14 @@ class TowerCache:
         self._parts = {row["image"]: part for part in store.committed() for row in store.read(part)}
         self.looks = 0  # pictures that the tower itself looked at
 
-    def __call__(self, pixel_values: Tensor, **arguments: Any) -> Any:
-        """What the tower returns for these pictures."""
-        looks = list(_looks(pixel_values, arguments))
+    def outputs(self, looks: Sequence[_Look], see: Callable[[_Look], Any]) -> Any:
+        """What a tower returns for these pictures; `see` has it look at one."""
         kind = looks[0].kind
-        kept = [self._recall(look) for look in looks]
+        kept = [self._recall(look, see) for look in looks]
         if kind not in self._forms:  # all were there: what they are parts of, one more look tells
-            self._look(looks[0])
-        return self._forms[kind].filled(
-            torch.cat(pieces).to(pixel_values.device) for pieces in zip(*kept, strict=True)
-        )
+            self._look(looks[0], see)
+        device = looks[0].pixels.device
+        return self._forms[kind].filled(torch.cat(pieces).to(device) for pieces in zip(*kept, strict=True))
 
     def commit(self) -> None:
         """Write what has not been written; call at the end of a round."""
@@ -91,7 +92,7 @@ class TowerCache:
                     "output": number,
                     "dtype": str(tensor.dtype).removeprefix("torch."),
                     "shape": list(tensor.shape),
-                    "bytes": tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes(),
+                    "bytes": _content(tensor),
                 }
                 for key, tensors in self._pending.items()
                 for number, tensor in enumerate(tensors)
@@ -103,9 +104,9 @@ class TowerCache:
     def release(self) -> None:
         """Commit, and give the tower its own forward back."""
         self.commit()
-        self._tower.forward = self._forward
+        del self._tower.forward  # ours hid the class's
 
-    def _recall(self, look: _Look) -> list[Tensor]:
+    def _recall(self, look: _Look, see: Callable[[_Look], Any]) -> list[Tensor]:
         known = self._memory.get(look.key) or self._pending.get(look.key)
         if known is not None:
             return known
@@ -113,18 +114,17 @@ class TowerCache:
             for key, tensors in _by_image(self._store.read(self._parts[look.key])).items():
                 self._remember(key, tensors)
             return self._memory[look.key]
-        tensors = self._look(look)
+        tensors = self._look(look, see)
         self._pending[look.key] = tensors
         self._remember(look.key, tensors)
         if len(self._pending) >= PART_IMAGES:
             self.commit()
         return tensors
 
-    def _look(self, look: _Look) -> list[Tensor]:
-        self._tower.eval()
+    def _look(self, look: _Look, see: Callable[[_Look], Any]) -> list[Tensor]:
         self.looks += 1
         with torch.no_grad():
-            leaves, structure = pytree.tree_flatten(self._forward(look.pixels, **look.arguments))
+            leaves, structure = pytree.tree_flatten(see(look))
         seen = [isinstance(leaf, Tensor) for leaf in leaves]
         self._forms[look.kind] = _Form(
             [... if is_tensor else leaf for leaf, is_tensor in zip(leaves, seen, strict=True)], structure
@@ -141,6 +141,27 @@ class TowerCache:
             self._bytes -= sum(tensor.nbytes for tensor in forgotten)
 
 
+class _Remembering:
+    """The forward of a tower that asks its cache first; that of a copied tower asks the same one."""
+
+    def __init__(self, tower: nn.Module, cache: TowerCache) -> None:
+        self._tower, self._cache = tower, cache
+
+    def __call__(self, pixel_values: Tensor, **arguments: Any) -> Any:
+        """What the tower returns for these pictures."""
+        device = pixel_values.device.type
+        weights = next(self._tower.parameters()).dtype  # a copy may have been converted
+        computed = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights
+        return self._cache.outputs(list(_looks(pixel_values, arguments, f"{weights} {computed}")), self._see)
+
+    def _see(self, look: _Look) -> Any:
+        self._tower.eval()
+        return type(self._tower).forward(self._tower, look.pixels, **look.arguments)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Remembering:
+        return _Remembering(copy.deepcopy(self._tower, memo), self._cache)
+
+
 def cache_tower(tower: nn.Module, folder: Path) -> TowerCache:
     """Let a frozen tower remember in `folder` what it saw; processes that train together have one each.
 
@@ -155,7 +176,7 @@ def cache_tower(tower: nn.Module, folder: Path) -> TowerCache:
         )
     identity = {"tower": fingerprint(tower)}
     cache = TowerCache(tower, Store.open(folder, kind="tower outputs", identity=identity, schema=SCHEMA))
-    tower.forward = cache  # not a submodule, so that the names of the weights stay
+    tower.forward = _Remembering(tower, cache)  # no submodule, so that the names of the weights stay
     return cache
 
 
@@ -171,11 +192,12 @@ def fingerprint(tower: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _looks(pixel_values: Tensor, arguments: Mapping[str, Any]) -> Iterator[_Look]:
-    """Each picture with its share of the arguments."""
+def _looks(pixel_values: Tensor, arguments: Mapping[str, Any], numbers: str) -> Iterator[_Look]:
+    """Each picture with its share of the arguments; `numbers` says in what format the tower computes."""
     grid = arguments.get("grid_thw")
     count = len(pixel_values) if grid is None else len(grid)
-    kind = repr(sorted((n, repr(v)) for n, v in arguments.items() if not isinstance(v, Tensor)))
+    plain = {n: repr(v) for n, v in arguments.items() if not isinstance(v, Tensor)}
+    kind = numbers + repr(sorted((n, v) for n, v in plain.items() if (n, v) not in UNSAID))
     sizes = [1] * count if grid is None else grid.prod(dim=1).tolist()
     for index, pixels in enumerate(pixel_values.split(sizes)):
         own = {

@@ -8,11 +8,15 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from eval.metrics.clip_score import compute, scores
+from shared.data.images import open_image
 from shared.data.pairs import Dropped, make_groups
 from shared.errors import DataError, UserError
 from shared.types import ImagePart, Message, Response, Sample, TextPart
+from vlm_builders import FAMILIES, save_tiny_vlm
 from vlm_distill import clip_filter
-from vlm_distill.clip_filter import ClipFilterConfig, without_misfits
+from vlm_distill.clip_filter import without_misfits
+from vlm_distill.config_vision import ClipFilterConfig
+from vlm_runs import vlm_config, vlm_run
 
 CONFIG = {
     "embed_dim": 16,
@@ -110,9 +114,39 @@ def test_scores_are_what_the_metric_averages(clip, pictures):
 
 def test_user_mistakes(clip, pictures, tmp_path):
     before = grouping([sample("a", pictures[0])], ["leaves"])
-    with pytest.raises(DataError, match=r"no group is left .* unlike the image.* lower the filter's minimum"):
+    with pytest.raises(
+        DataError, match=r"no group is left .* unlike the image.* lower vision.clip_filter.minimum"
+    ):
         without_misfits(before, ClipFilterConfig(model=clip, minimum=2.5))
     with pytest.raises(UserError, match=r"no \.safetensors weights"):
         without_misfits(before, ClipFilterConfig(model=str(tmp_path), minimum=0.5))
     with pytest.raises(ValidationError, match="minimum"):
         ClipFilterConfig(model=clip, minimum=0)
+
+
+def test_a_run_leaves_out_what_its_filter_refuses_and_says_so(clip, tmp_path):
+    model = save_tiny_vlm(tmp_path / "model", FAMILIES["llava"](), seed=1)
+
+    def sampled(name, *overrides):
+        run = vlm_run(vlm_config(tmp_path / name, model, model, *overrides))
+        said = []
+        run.speaker.say = said.append
+        run.execute("generate")
+        return run._sample(1), said
+
+    every, _ = sampled("plain")
+    seen = [group for group in every if group.sample.images]
+    best = [
+        max(scores([g.responses[0].text] * len(g.sample.images), [*map(open_image, g.sample.images)], clip))
+        for g in seen
+    ]
+    low, high = sorted(best)[1:3]
+    minimum = (low + high) / 2
+    kept, said = sampled("filtered", f"vision.clip_filter={{model: {clip}, minimum: {minimum}}}")
+    misfits = [group.sample.id for group, fit in zip(seen, best, strict=True) if fit < minimum]
+    assert len(misfits) == 2
+    assert [g.sample.id for g in kept] == [g.sample.id for g in every if g.sample.id not in misfits]
+    assert any("left out 2 of 6 groups (2 × teacher response unlike the image)" in line for line in said)
+    with pytest.raises(UserError, match=r"no \.safetensors weights"):  # before anything is sampled
+        sampled("absent", f"vision.clip_filter={{model: {tmp_path}, minimum: 0.5}}")
+    assert not (tmp_path / "absent" / "run" / "heldout").exists()

@@ -14,7 +14,9 @@ def frozen(name="clip"):
     """A model with a frozen tower, in training, and its inputs."""
     made = build(assembly(name), seed=0)
     made.model.model.vision_tower.requires_grad_(False)
-    return made.model.train(), model_inputs(made.processor)
+    made.model.train()
+    made.model.model.vision_tower.eval()  # as a run does with what normalises by its batch
+    return made.model, model_inputs(made.processor)
 
 
 @pytest.mark.parametrize("name", ["clip", "resnet", "timm-transformer"])

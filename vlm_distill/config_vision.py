@@ -1,0 +1,26 @@
+"""What can be set of a vision-language run beside what all runs share? Everything here is off by default."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from shared.config_section import Section
+
+
+class ClipFilterConfig(Section):
+    """Pairs are left out whose response scores less than `minimum` on its picture."""
+
+    model: str = Field(description="an open_clip model with safetensors weights, hub id or folder")
+    minimum: float = Field(gt=0, le=2.5, description="CLIPScore; that of usual captions is 0.6 to 0.9")
+    roles: tuple[Literal["teacher", "student"], ...] = Field(("teacher",), min_length=1)
+
+
+class VisionConfig(Section):
+    """What is done with pictures in training."""
+
+    tower_cache: tuple[Literal["teacher", "student"], ...] = Field(
+        (), description="whose frozen tower looks at each picture once in the run, and remembers"
+    )
+    clip_filter: ClipFilterConfig | None = Field(None, description="responses unlike their picture")
