@@ -10,7 +10,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Generic, NamedTuple, NoReturn, TypeVar
 
@@ -32,6 +32,7 @@ from shared.recipe import (
 
 if TYPE_CHECKING:
     from shared.adapter import AdapterKind
+    from shared.preflight.page import Findings
     from shared.run import Evaluate, Stage
 
 USER_MISTAKE = 2
@@ -146,18 +147,69 @@ def build_app(modality: Modality[Config]) -> typer.Typer:
     def check(
         config: ConfigPath,
         overrides: Overrides = None,
+        models: Annotated[
+            bool, typer.Option("--models", help="Load the models: alignment, memory, disk and time.")
+        ] = False,
+        estimate: Annotated[
+            bool, typer.Option("--estimate", help="As --models, but from their configurations alone.")
+        ] = False,
         as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     ) -> None:
-        """Check a configuration and its prompt files; loads no model."""
+        """Check a configuration and its prompt files; without --models or --estimate, no model is read."""
         checked = read(config, overrides)
+        recipe = isinstance(checked, RecipeConfig)
         facts = check_recipe(checked) if isinstance(checked, RecipeConfig) else check_run(checked)
+        if not as_json:
+            for name, value in facts.items():
+                typer.echo(f"{name:22} {value}")
+        problems: list[str] = []
+        if models or estimate:
+            for title, of_run in runs_of(checked):
+                found = check_models_of(title, of_run, estimate=estimate, quiet=as_json)
+                problems += found.problems
+                facts[f"models of {title}" if recipe else "models"] = {
+                    **found.facts, "problems": found.problems
+                }  # fmt: skip
         if as_json:
             typer.echo(json.dumps(facts, indent=1))
+        if problems:
+            raise UserError(f"{len(problems)} problem(s) with these models and prompts: {' '.join(problems)}")
+        if not as_json:
+            again = shlex.join([str(config), *(overrides or ())])
+            typer.echo(f"No problems found. Next: {modality.program} run {again}")
+
+    def runs_of(checked: RunConfig | RecipeConfig) -> Iterator[tuple[str, RunConfig | str]]:
+        """Each run by name; of a recipe's, those that wait for models are told with what they wait for."""
+        if isinstance(checked, RunConfig):
+            yield checked.name, checked
             return
-        for name, value in facts.items():
-            typer.echo(f"{name:22} {value}")
-        again = shlex.join([str(config), *(overrides or ())])
-        typer.echo(f"No problems found. Next: {modality.program} run {again}")
+        for stage in checked.stages:
+            if stage.kind == "run":
+                waits = waiting_for(stage, checked, products)
+                yield stage.name, f"made by {', '.join(waits)}, not there yet" if waits else stage.run
+
+    def check_models_of(title: str, config: RunConfig | str, *, estimate: bool, quiet: bool) -> Findings:
+        from shared.preflight.page import Findings
+        from shared.progress import Speaker
+
+        speaker = Speaker(quiet=quiet)
+        if isinstance(config, str):
+            found = Findings(facts={"models": config})
+            found.add(f"{title}: {config}", ())
+        else:
+            from shared.check import check_config
+            from shared.preflight.check import check_models  # seconds of imports
+
+            known = check_config(config)
+            found = check_models(
+                config,
+                modality.kind(),
+                prompts=known["training prompts"],
+                heldout=known["held-out prompts"],
+                estimate=estimate,
+            )
+        found.show(speaker)
+        return found
 
     def execute(path: Path, overrides: list[str] | None, until: Stage, *, smoke: bool = False) -> None:
         from shared.check import smoke_config

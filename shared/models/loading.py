@@ -69,6 +69,23 @@ def check_model_folder(ref: ModelRef) -> dict[str, Any] | None:
     return config
 
 
+def weights_are_local(ref: ModelRef) -> bool:
+    """Whether loading the model would download no weights. Imports neither torch nor transformers.
+
+    Raises:
+        UserError: a local path that does not exist.
+    """
+    path = resolve_path(ref.name)
+    if path is not None:
+        return path.is_file() or any((path / file).is_file() for file in WEIGHT_FILES)
+    from huggingface_hub import try_to_load_from_cache
+
+    return any(
+        isinstance(try_to_load_from_cache(ref.name, file, revision=ref.revision), str)
+        for file in WEIGHT_FILES
+    )
+
+
 def generation_eos_ids(ref: ModelRef) -> tuple[int, ...]:
     """The end-of-sequence ids of the generation configuration, or else of the model's. Reads no weights.
 

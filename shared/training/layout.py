@@ -87,7 +87,7 @@ def _obstacle(
             f"{response_tokens} in one sequence costs"
         )
     # the longest prompt with the longest response, and a short one for padding: all lengths that there can be
-    probes = [_probe(sample, adapter, response_tokens) for sample in (by_length[-1], by_length[0])]
+    probes = [made_up_group(sample, adapter, response_tokens) for sample in (by_length[-1], by_length[0])]
     difference = joint_difference(model, adapter, probes)
     allowed = TOLERANCES[causal_lm_of(model).dtype]
     if not difference <= allowed:  # also true for NaN
@@ -95,14 +95,16 @@ def _obstacle(
     return None
 
 
-def _probe(sample: Sample, adapter: Adapter, response_tokens: int) -> Group:
-    """A pair of made-up responses, of full and of half length, out of the prompt's own words."""
+def made_up_group(
+    sample: Sample, adapter: Adapter, response_tokens: int, roles: Sequence[Role] = PROBED_ROLES
+) -> Group:
+    """A prompt with made-up responses, of full and of half length, out of the prompt's own words."""
     text = " ".join(message.text for message in sample.messages) or sample.id
     words = adapter.encode_text(text, stop=False)
     long = (words * (response_tokens // len(words) + 1))[:response_tokens]
     short = long[::-1][: max(1, response_tokens // 2)]
     responses = (
         Response(sample.id, role, 0, 0, ids, "", "length", "")
-        for role, ids in zip(PROBED_ROLES, (long, short), strict=True)
+        for role, ids in zip(roles, (long, short), strict=False)
     )
     return Group(sample, tuple(responses))

@@ -330,3 +330,42 @@ def assert_same_student(folder: Path, expected: dict[str, torch.Tensor]) -> None
     student = load_file(folder / "run" / "student" / "model.safetensors")
     assert student.keys() == expected.keys()
     assert all(torch.equal(student[name], expected[name]) for name in expected)
+
+
+# --- what the models tell ----------------------------------------------------------------------------------
+
+
+def test_check_models_prints_a_page_and_gives_the_same_as_facts(distill, config):
+    page = distill("check", config, "--models")
+    assert page.code == 0, page.err
+    for title in (
+        "as each model reads it",
+        "Vocabulary, template",
+        "Prompts",
+        "Memory",
+        "Disk",
+        "Time, from",
+    ):
+        assert title in page.out
+    assert page.out.rstrip().endswith(f"run {config}")
+    facts = json.loads(distill("check", config, "--estimate", "--json").out)
+    assert facts["models"]["problems"] == [] and facts["models"]["memory bytes at most"] > 0
+    assert not (config.parent / "run").exists()
+
+
+def test_check_models_ends_with_what_would_go_wrong(distill, config, tmp_path):
+    save_tiny_model(tmp_path / "small", positions=40)
+    result = distill("check", config, f"student={{model: {tmp_path}/small}}", "--estimate")
+    assert result.code == 2 and "do not fit its context of 40 tokens" in result.err
+    assert "Next:" not in result.out
+
+
+def test_check_models_of_a_recipe_names_the_stages_that_wait(distill, config, tmp_path):
+    run = tiny_config(tmp_path, "training.rounds=1").model_dump(mode="json", exclude={"name", "output"})
+    second = {**run, "teacher": {**run["teacher"], "model": "stage:first"}}
+    path = tmp_path / "recipe.yaml"
+    stages = [{"name": "first", "run": run}, {"name": "second", "run": second}]
+    path.write_text(json.dumps({"name": "two", "output": str(tmp_path / "two"), "stages": stages}))
+    result = distill("check", path, "--estimate")
+    assert result.code == 0, result.err
+    assert "as each model reads it" in result.out and "second: made by first, not there yet" in result.out

@@ -1,0 +1,1 @@
+"""What do a run's models tell before it starts? `check --models`."""

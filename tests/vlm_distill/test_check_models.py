@@ -1,0 +1,48 @@
+"""What two vision-language models tell before a run: image tokens, alignment, distance to themselves."""
+
+from __future__ import annotations
+
+import json
+
+from shared.config_files import parse_config
+from shared.preflight.check import check_models
+from vlm_builders import llava, picture, qwen2_5_vl, save_tiny_vlm
+from vlm_distill.adapter import VlmAdapterKind
+from vlm_distill.config import VlmRunConfig
+
+
+def test_models_of_different_families_are_compared_and_measured(tmp_path):
+    save_tiny_vlm(tmp_path / "teacher", qwen2_5_vl())
+    save_tiny_vlm(tmp_path / "student", llava())
+    (tmp_path / "images").mkdir()
+    for index in range(3):
+        picture(index, (24, 24)).save(tmp_path / "images" / f"{index}.png")
+    for name, offset in (("train", 0), ("heldout", 4)):
+        rows = [
+            {"prompt": f"{name} {index} what?", "image": f"images/{index % 3}.png", "reference": "noise"}
+            for index in range(offset, offset + 4)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = parse_config(
+        f"""
+        name: seen
+        output: {tmp_path}/run
+        teacher: {{model: {tmp_path}/teacher, dtype: float32}}
+        student: {{model: {tmp_path}/student, parts: {{tower: frozen}}}}
+        prompts: {{train: [{{path: {tmp_path}/train.jsonl}}], heldout: [{{path: {tmp_path}/heldout.jsonl}}]}}
+        generation: {{max_new_tokens: 4}}
+        training: {{pairs_per_step: 4, learning_rate: 1e-3, micro_batch_tokens: 200}}
+        """,
+        VlmRunConfig,
+    )
+    found = check_models(config, VlmAdapterKind(), prompts=4, heldout=4, estimate=False)
+    assert not found.problems, found.problems
+    assert found.facts["student's tokens per image"] == 16  # a square of 4 x 4
+    assert found.facts["teacher's tokens per image"] == 9  # 24 pixels in patches of 4, merged by twos
+    columns = next(topic.columns for topic in found.topics if topic.columns)
+    assert "image 1     the whole picture, 3 x 3 cells" in columns["teacher"]
+    assert "image 1     the whole picture, 4 x 4 cells" in columns["student"]
+    distances = [value for key, value in found.facts.items() if key.startswith("distance to itself")]
+    assert len(distances) == 4 and max(distances) < 1e-4
+    assert found.facts["seconds of a round"]["training"] > 0
+    assert not (tmp_path / "run").exists()
