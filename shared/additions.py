@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from shared.data.pairs import Grouping
+    from shared.models.teachers import Signal
+    from shared.training.auxiliary import AuxiliaryLoss
+    from shared.training.loop import Prepared
 
 
 @dataclass(frozen=True)
@@ -20,5 +25,19 @@ class Additions:
     settle: Callable[[], None] = lambda: None
     """Write what is held in memory; called after each stage."""
 
+    row_weights: Callable[[Prepared, Signal], Tensor] | None = None
+    """weights_N of a micro-batch's rows, with a mean of 1 in each response, by the teacher."""
+
+    auxiliary: AuxiliaryLoss | None = None
+    """A loss beside the objective's."""
+
     notes: Sequence[str] = ()
     """What of it a person should know before the first round."""
+
+    @property
+    def read_teacher(self) -> bool:
+        """Whether training needs the teacher's signal, whatever the objective is."""
+        return self.row_weights is not None or self.auxiliary is not None
+
+
+NOTHING = Additions()

@@ -12,7 +12,6 @@ from typing import Any, Literal, NamedTuple
 import transformers
 
 from shared.adapter import Adapter, AdapterKind
-from shared.additions import Additions
 from shared.config import RunConfig
 from shared.config_data import OfflineConfig
 from shared.data.offline import offline_responses
@@ -71,7 +70,6 @@ class Run:
         self._done_rounds = 0
         self._first_step = 0  # of the round at hand
         self._sampled_from = ""  # fingerprint of the student that this round's responses come from
-        self._additions = Additions()
 
     def execute(self, until: Stage = "report") -> None:
         """Go through the stages that are not done yet.
@@ -92,23 +90,23 @@ class Run:
                 speaker=self.speaker,
                 accelerator=self._accelerator,
             )
-            self._additions = self.kind.additions(self.session)
-            for note in self._additions.notes:
+            additions = self.session.trainee.additions = self.kind.additions(self.session)
+            for note in additions.notes:
                 self.speaker.say(f"  {note}")
             self._start_or_resume()
             while self._done_rounds < self.config.training.rounds:
                 groups = self._sample(self._done_rounds + 1)
-                self._additions.settle()
+                additions.settle()
                 if until == "generate":
                     return
                 self._train(self._done_rounds + 1, groups)
-                self._additions.settle()
+                additions.settle()
                 if until == "train":
                     return
             self._export()
             if until == "report":
                 self._report()
-                self._additions.settle()
+                additions.settle()
         finally:
             self.workspace.close()
 
@@ -205,7 +203,7 @@ class Run:
             filters=generation.filters,
             longest=generation.max_new_tokens if generation.offline != OfflineConfig() else None,
         )
-        grouping = self._additions.screen(grouping)
+        grouping = session.trainee.additions.screen(grouping)
         if grouping.dropped:
             self.speaker.say(f"  {grouping.summary()}")
         return grouping.groups

@@ -234,10 +234,10 @@ class TextAdapterKind:
 
     def additions(self, session: Session) -> Additions:
         """None."""
-        from shared.additions import Additions
+        from shared.additions import NOTHING
 
         del session
-        return Additions()
+        return NOTHING
 
 
 def _takes_position_ids(model_config: Mapping[str, object]) -> bool:

@@ -16,7 +16,8 @@ from shared.errors import AlignmentError, UserError
 from shared.models.chat_template import check_response, refuse_idle_arguments, turn_end_id
 from shared.models.vocabulary import Vocabulary
 from shared.types import Encoded, Group, Layout, Sample
-from vlm_distill.families import FAMILIES, Family, entries
+from vlm_distill.blank_pictures import blank_like, mean_colour
+from vlm_distill.families import FAMILIES, Cell, Family, entries
 from vlm_distill.image_tokens import input_map
 from vlm_distill.prompt_reader import Prompt, PromptReader
 
@@ -64,6 +65,7 @@ class VlmAdapter:
     ) -> None:
         self._processor: Any = processor
         self._tokenizer = self._processor.tokenizer
+        self._open_image = open_image
         self._family: Family | None = FAMILIES.get(config.model_type)
         self._reader = PromptReader(
             processor,
@@ -94,6 +96,23 @@ class VlmAdapter:
     def describe(self, sample: Sample) -> str:
         """What stands where in the model's input: text, and which token shows which piece of which image."""
         return input_map(self._reader, sample, self.image_token_id).describe(self._tokenizer)
+
+    def image_places(self, sample: Sample) -> list[list[tuple[int, Cell]]]:
+        """For each image of a sample, the positions of its tokens in the prompt, and what they show."""
+        pieces = input_map(self._reader, sample, self.image_token_id).pieces
+        places: list[list[tuple[int, Cell]]] = [[] for _ in sample.images]
+        for piece in pieces:
+            if piece.image is not None:
+                places[piece.image] += zip(range(piece.start, piece.stop), piece.cells, strict=False)
+        return places
+
+    def blank(self, reference: str) -> str:
+        """The reference of a picture as large as another, in the colour that preprocessing makes 0.
+
+        Raises:
+            UserError: the image processor names no mean colour.
+        """
+        return blank_like(self._open_image(reference).size, mean_colour(self._processor.image_processor))
 
     def prompt_tokens(self, sample: Sample) -> int:
         """How many tokens the prompt takes, image tokens included."""

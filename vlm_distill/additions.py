@@ -15,8 +15,12 @@ from vlm_distill.parts import part_of
 if TYPE_CHECKING:
     from torch import nn
 
+    from shared.models.teachers import LocalTeacher
     from shared.session import Session
+    from vlm_distill.config_vision import AdvantageConfig, PositionKLConfig
+    from vlm_distill.position_kl import PositionKL
     from vlm_distill.tower_cache import TowerCache
+    from vlm_distill.visual_advantage import VisualAdvantage
 
 
 def vision_additions(session: Session) -> Additions:
@@ -31,6 +35,10 @@ def vision_additions(session: Session) -> Additions:
     additions: dict[str, Any] = {"settle": lambda: [cache.commit() for cache in caches]}
     if config.vision.clip_filter is not None:
         additions["screen"] = _clip_filter(session, config)
+    if config.vision.advantage is not None:
+        additions["row_weights"] = _advantage(session, config.vision.advantage)
+    if config.vision.position_kl is not None:
+        additions["auxiliary"] = _position_kl(session, config.vision.position_kl)
     return Additions(**additions)
 
 
@@ -76,3 +84,29 @@ def _clip_filter(session: Session, config: VlmRunConfig) -> partial[Grouping]:
     device = str(session.accelerator.device)
     scores([""], [Image.new("RGB", (8, 8))], wanted.model, device)  # fails now, not after hours of sampling
     return partial(without_misfits, config=wanted, limits=UNLIMITED, device=device)
+
+
+def _advantage(session: Session, config: AdvantageConfig) -> VisualAdvantage:
+    from vlm_distill.visual_advantage import VisualAdvantage
+
+    adapter: Any = session.models.teacher_adapter
+    return VisualAdvantage(_own_teacher(session, "advantage"), adapter.blank, kappa=config.kappa)
+
+
+def _position_kl(session: Session, config: PositionKLConfig) -> PositionKL:
+    from vlm_distill.position_kl import PositionKL
+
+    _own_teacher(session, "position_kl")
+    adapters: Any = session.models.student_adapter, session.models.teacher_adapter
+    return PositionKL(*adapters, weight=config.weight, matching=config.matching)
+
+
+def _own_teacher(session: Session, key: str) -> LocalTeacher:
+    from shared.models.teachers import LocalTeacher
+
+    teacher = session.trainee.teacher
+    if not isinstance(teacher, LocalTeacher):
+        raise UserError(
+            f"vision.{key} needs the teacher itself in memory, and this run trains without it; remove one."
+        )
+    return teacher

@@ -54,6 +54,17 @@ class VlmRunConfig(RunConfig):
                 "student.parts: {tower: frozen}, or keep the teacher's alone"
             )
         objective = build_objective(self.objective.name, self.objective.parameters)
+        for name in ("advantage", "position_kl"):
+            if getattr(vision, name) is not None and self.teacher is None:
+                raise ValueError(f"vision.{name} asks the teacher, and there is none; remove it")
+        if objective.is_pairwise:
+            refuse_idle(
+                vision,
+                "advantage",
+                where="vision.",
+                because=f"with objective {objective.name!r}, which weighs pairs and no rows",
+                instead="choose another objective",
+            )
         if vision.clip_filter is not None and not set(vision.clip_filter.roles) & set(objective.sides):
             refuse_idle(
                 vision,

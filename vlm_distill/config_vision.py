@@ -17,6 +17,21 @@ class ClipFilterConfig(Section):
     roles: tuple[Literal["teacher", "student"], ...] = Field(("teacher",), min_length=1)
 
 
+class AdvantageConfig(Section):
+    """Tokens that the teacher would not have written without the picture count more."""
+
+    kappa: float = Field(1.0, gt=0, description="a token e times as likely with the picture weighs 1 + kappa")
+
+
+class PositionKLConfig(Section):
+    """KL between teacher and student at the image tokens, beside the objective."""
+
+    weight: float = Field(gt=0, description="of its mean over image tokens, in the loss")
+    matching: Literal["grid", "hungarian"] = Field(
+        "grid", description="by place, or by the likeness of what is predicted there"
+    )
+
+
 class VisionConfig(Section):
     """What is done with pictures in training."""
 
@@ -24,3 +39,5 @@ class VisionConfig(Section):
         (), description="whose frozen tower looks at each picture once in the run, and remembers"
     )
     clip_filter: ClipFilterConfig | None = Field(None, description="responses unlike their picture")
+    advantage: AdvantageConfig | None = Field(None, description="row weights by what the picture adds")
+    position_kl: PositionKLConfig | None = Field(None, description="an auxiliary loss at image tokens")

@@ -45,6 +45,7 @@ class ObjectiveOutput(NamedTuple):
     log_q_N: Tensor  # the student's
     gap_R: Tensor | None  # see `plan.response_gaps`; None without a teacher
     alpha_R: Tensor | None  # None where the objective has no α curriculum
+    auxiliary: Tensor | None = None  # what another loss has added to `loss` since
 
 
 def objective_loss(

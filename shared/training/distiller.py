@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from shared.models.heads import head_of, hidden_rows
@@ -15,6 +16,8 @@ from shared.models.vocabulary import SharedVocabulary
 from shared.objectives.core import GlobalCounts, ObjectiveOutput, ResponseRows, objective_loss
 from shared.objectives.objective import Objective
 from shared.objectives.plan import Normalization, RowWeigher
+from shared.objectives.signal import Dense
+from shared.training.auxiliary import Beside
 
 
 class Distiller(nn.Module):
@@ -53,15 +56,21 @@ class Distiller(nn.Module):
         counts: GlobalCounts,
         row_weights_N: Tensor | None = None,
         row_weigher: RowWeigher | None = None,
+        beside: Beside | None = None,
     ) -> ObjectiveOutput:
         """The micro-batch's share of the global batch's loss, and per-row statistics.
 
         `alpha_needs_gap` False spares long responses a second projection, where α is known beforehand.
         """
-        return objective_loss(
+        if beside is not None:
+            rows_N = torch.cat([rows_N, beside.activations.student_rows_X])
+        hidden_ND = hidden_rows(self.student, inputs, rows_N)
+        head = head_of(self.student, self._vocabulary)
+        responses = len(rows.targets_N)
+        output = objective_loss(
             objective,
-            hidden_rows(self.student, inputs, rows_N),
-            head_of(self.student, self._vocabulary),
+            hidden_ND[:responses],
+            head,
             signal,
             rows,
             alphas=alphas,
@@ -72,3 +81,8 @@ class Distiller(nn.Module):
             row_weights_N=row_weights_N,
             row_weigher=row_weigher,
         )
+        if beside is None:
+            return output
+        student = Dense(hidden_ND[responses:], head)
+        share = beside.loss(student, beside.teacher, beside.activations.matches) / counts.pairs
+        return output._replace(loss=output.loss + share, auxiliary=share.detach())

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from shared.adapter import Adapter
+from shared.additions import NOTHING, Additions
 from shared.config import TrainingConfig
 from shared.data.layouts import footprint
 from shared.data.rows import check_alignment, response_rows
@@ -26,6 +27,7 @@ from shared.models.vocabulary import SharedVocabulary
 from shared.objectives.core import GlobalCounts, ObjectiveOutput, ResponseRows
 from shared.objectives.curriculum import AlphaCurriculum, BetaSchedule
 from shared.objectives.objective import SIDES, Objective, build_objective
+from shared.training.auxiliary import Beside, split_rows
 from shared.training.distiller import Distiller
 from shared.training.layout import Layouts
 from shared.training.memory import return_freed_memory
@@ -57,6 +59,7 @@ class Trainee:
     seed: int
     total_steps: int
     layouts: Layouts
+    additions: Additions = NOTHING
     step: int = 0  # optimiser steps taken in the run
     best_nats: float = field(default=float("inf"))  # of the held-out measurements
 
@@ -168,9 +171,10 @@ def _optimiser_step(
 
     trainee.distiller.train()
     losses: list[Tensor] = []
+    auxiliary = torch.zeros(1, dtype=torch.float64, device=accelerator.device)
     statistics = _StepStatistics(trainee.objective, len(trainee.tasks), accelerator.device)
     for index, (batch, micro) in enumerate(zip(prepared, micro_batches, strict=True)):
-        output = _forward(trainee, batch, trainee.objective, beta, counts)
+        output = _forward(trainee, batch, trainee.objective, beta, counts, additions=trainee.additions)
         # gradients are averaged over processes, and the loss is a sum over them
         loss = output.loss * (accelerator.num_processes if micro.counts else 0.0)
         if index + 1 < len(prepared):
@@ -181,6 +185,7 @@ def _optimiser_step(
         losses.append(output.loss.detach())
         if micro.counts:
             statistics.add(output, batch.rows)
+            auxiliary += 0.0 if output.auxiliary is None else output.auxiliary
     del output, loss
     sums = accelerator.reduce(statistics.packed(), reduction="sum")
     _refuse_non_finite(trainee, sums[0], losses, prepared)
@@ -195,6 +200,8 @@ def _optimiser_step(
     metrics = statistics.observe(sums, trainee.alpha)
     if trainee.objective.uses_beta:
         metrics["train/beta"] = beta
+    if trainee.additions.auxiliary is not None:
+        metrics["train/auxiliary_loss"] = float(accelerator.reduce(auxiliary, reduction="sum"))
     return {
         "train/loss": float(sums[0]),
         "train/learning_rate": rate,
@@ -263,21 +270,40 @@ def _prepare(trainee: Trainee, groups: Sequence[Group]) -> Prepared:
 
 
 def _forward(
-    trainee: Trainee, batch: Prepared, objective: Objective, beta: float, counts: GlobalCounts
+    trainee: Trainee,
+    batch: Prepared,
+    objective: Objective,
+    beta: float,
+    counts: GlobalCounts,
+    additions: Additions = NOTHING,
 ) -> ObjectiveOutput:
     signal: Signal | None = None
-    if trainee.teacher is not None and objective.needs_teacher:
-        signal = trainee.teacher.signal(batch.groups, batch.teacher)
+    beside: Beside | None = None
+    weights_N = None
+    if trainee.teacher is not None and (objective.needs_teacher or additions.read_teacher):
+        encoded = batch.teacher
+        if additions.auxiliary is not None:
+            assert encoded is not None
+            rows = additions.auxiliary.activations(batch.groups, batch.student, encoded)
+            encoded = encoded._replace(rows_N=torch.cat([encoded.rows_N, rows.teacher_rows_Y]))
+        signal = trainee.teacher.signal(batch.groups, encoded)
+        if additions.auxiliary is not None:
+            signal, there = split_rows(signal, len(rows.teacher_rows_Y))
+            beside = Beside(additions.auxiliary, there, rows)
+        if additions.row_weights is not None:
+            weights_N = additions.row_weights(batch, signal)
     output: ObjectiveOutput = trainee.distiller(
         batch.student.inputs,
         batch.student.rows_N,
         batch.rows,
-        signal,
+        signal if objective.needs_teacher else None,
         objective=objective,
         alphas=trainee.alpha.alphas,
         alpha_needs_gap=trainee.alpha.needs_own_gap,
         beta=beta,
         counts=counts,
+        row_weights_N=weights_N,
+        beside=beside,
     )
     return output
 
