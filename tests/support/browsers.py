@@ -35,7 +35,7 @@ os.dup2(ends[0], 3)
 os.dup2(ends[1], 4)
 os.execv(sys.argv[3], sys.argv[3:])
 """
-ANSWER_S = 60
+ANSWER_S = 180  # a busy machine
 KEYS = {"ArrowDown": 40, "ArrowUp": 38, "End": 35, "Home": 36, "PageDown": 34, "Escape": 27}
 
 
@@ -58,6 +58,7 @@ class Chromium:
         self._number = 0
         self._session: str | None = None
         self._rest = b""
+        self._loaded: set[str] = set()
         self.requested: list[str] = []
         self.errors: list[str] = []
         targets = self.send("Target.getTargets")["targetInfos"]
@@ -66,6 +67,7 @@ class Chromium:
         self._session = attached["sessionId"]
         for domain in ("Page", "Network", "Runtime", "Log"):
             self.send(f"{domain}.enable")
+        self.send("Page.setLifecycleEventsEnabled", enabled=True)
 
     def send(self, method: str, **params: Any) -> dict[str, Any]:
         """A command's result."""
@@ -91,9 +93,9 @@ class Chromium:
         )  # fmt: skip
         theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[theme])
-        self.send("Page.navigate", url=path.as_uri())
-        while self._receive().get("method") != "Page.loadEventFired":
-            pass
+        loader = self.send("Page.navigate", url=path.as_uri())["loaderId"]
+        while loader not in self._loaded:  # it may have been told before the answer to the command
+            self._receive()
 
     def run(self, script: str) -> Any:
         """The value of a script; a promise's is waited for."""
@@ -136,6 +138,8 @@ class Chromium:
         found = json.loads(message)
         params = found.get("params", {})
         match found.get("method"):
+            case "Page.lifecycleEvent" if params["name"] == "load":
+                self._loaded.add(params["loaderId"])
             case "Network.requestWillBeSent":
                 self.requested.append(params["request"]["url"])
             case "Runtime.exceptionThrown":
