@@ -20,6 +20,7 @@ Shapes in names: X image tokens of the student's micro-batch, Y of the teacher's
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -36,6 +37,7 @@ from vlm_distill.families import Cell
 if TYPE_CHECKING:
     from vlm_distill.adapter import VlmAdapter
 
+REMEMBERED_SAMPLES, REMEMBERED_GRIDS = 1024, 16
 Matching = Literal["grid", "hungarian"]
 Places = list[tuple[int, Cell]]  # positions in a prompt, and what they show
 
@@ -56,7 +58,8 @@ class PositionKL:
         self, student: VlmAdapter, teacher: VlmAdapter, *, weight: float, matching: Matching = "grid"
     ) -> None:
         self._adapters, self._weight, self._matching = (student, teacher), weight, matching
-        self._known: dict[Sample, tuple[list[Places], list[Places]]] = {}
+        # whose image a token is, among several, a processor has to tell
+        self._places = lru_cache(REMEMBERED_SAMPLES)(self._look_up)
 
     def activations(self, groups: Sequence[Group], student: Encoded, teacher: Encoded) -> Activations:
         """Each picture's tokens, once a group."""
@@ -72,7 +75,8 @@ class PositionKL:
                     begin = len(rows[model])
                     rows[model].extend(starts[model] + position for position, _ in places)
                     slices.append(slice(begin, len(rows[model])))
-                shares = area_shares(ours, theirs) if self._matching == "grid" else None
+                cells = (tuple(cell for _, cell in places) for places in (ours, theirs))
+                shares = area_shares(*cells) if self._matching == "grid" else None
                 matches.append(PictureMatch(*slices, shares, len(ours) / total))
         device = student.rows_N.device
         return Activations(*(torch.tensor(r, dtype=torch.long, device=device) for r in rows), matches)
@@ -105,19 +109,18 @@ class PositionKL:
         # no token is predicted here, so any serves as the target
         return fused_divergence(hidden_MD, student.head, signal, plan, targets_N=torch.zeros_like(x_M)).total
 
-    def _places(self, sample: Sample) -> tuple[list[Places], list[Places]]:
-        if sample not in self._known:
-            student, teacher = (_whole_pictures(adapter.image_places(sample)) for adapter in self._adapters)
-            self._known[sample] = student, teacher
-        return self._known[sample]
+    def _look_up(self, sample: Sample) -> tuple[list[Places], list[Places]]:
+        student, teacher = (_whole_pictures(adapter.image_places(sample)) for adapter in self._adapters)
+        return student, teacher
 
 
-def area_shares(ours: Places, theirs: Places) -> Tensor:
+@lru_cache(REMEMBERED_GRIDS)
+def area_shares(ours: tuple[Cell, ...], theirs: tuple[Cell, ...]) -> Tensor:
     """w_XY: which share of each of our cells each of theirs covers; rows add up to 1."""
     (our_rows, our_columns), (their_rows, their_columns) = _size(ours), _size(theirs)
     by_row, by_column = _overlap(our_rows, their_rows), _overlap(our_columns, their_columns)
-    ours_at = torch.tensor([(cell.row, cell.column) for _, cell in ours])
-    theirs_at = torch.tensor([(cell.row, cell.column) for _, cell in theirs])
+    ours_at = torch.tensor([(cell.row, cell.column) for cell in ours])
+    theirs_at = torch.tensor([(cell.row, cell.column) for cell in theirs])
     rows_XY = by_row[ours_at[:, :1], theirs_at[None, :, 0]]
     return rows_XY * by_column[ours_at[:, 1:], theirs_at[None, :, 1]]
 
@@ -131,8 +134,8 @@ def _overlap(ours: int, theirs: int) -> Tensor:
     return torch.where(share > 1e-9, share, 0.0)  # neighbours that only touch
 
 
-def _size(places: Places) -> tuple[int, int]:
-    return max(cell.row for _, cell in places) + 1, max(cell.column for _, cell in places) + 1
+def _size(cells: Sequence[Cell]) -> tuple[int, int]:
+    return max(cell.row for cell in cells) + 1, max(cell.column for cell in cells) + 1
 
 
 @torch.no_grad()

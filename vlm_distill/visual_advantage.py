@@ -30,7 +30,7 @@ from shared.objectives.signal import Dense, Signal, sparse_signal
 from shared.types import Group, ImagePart, Message, Sample
 
 if TYPE_CHECKING:
-    from shared.models.teachers import Teacher
+    from shared.models.teachers import LocalTeacher
     from shared.training.loop import Prepared
 
 HIGHEST_NATS = 5.0
@@ -56,7 +56,7 @@ def advantage_weights(
 class VisualAdvantage:
     """Row weights of a micro-batch, by the teacher with and without the pictures."""
 
-    def __init__(self, teacher: Teacher, blank: Callable[[str], str], *, kappa: float) -> None:
+    def __init__(self, teacher: LocalTeacher, blank: Callable[[str], str], *, kappa: float) -> None:
         """`blank` gives the reference of an empty picture of the same size."""
         self._teacher, self._blank, self._kappa = teacher, blank, kappa
         self._blanks: dict[str, str] = {}
@@ -78,14 +78,15 @@ class VisualAdvantage:
         shown_N = torch.isin(owners_R, torch.tensor(seen, device=weights_N.device))[rows.response_N]
         blank = self._teacher.signal([self._without(batch.groups[index]) for index in seen], None)
         targets_M = rows.targets_N[shown_N]
-        log_p_blank_M = _log_p(blank, targets_M)
-        if len(log_p_blank_M) != len(targets_M):
+        if len(blank.hidden_NE) != len(targets_M):
             raise AlignmentError(
                 f"samples {', '.join(batch.groups[i].sample.id for i in seen)}: with blank pictures their "
-                f"responses have {len(log_p_blank_M)} rows, with their own {len(targets_M)}."
+                f"responses have {len(blank.hidden_NE)} rows, with their own {len(targets_M)}."
             )
+        log_p_blank_M = _log_p(blank, targets_M)
         _, response_M = rows.response_N[shown_N].unique_consecutive(return_inverse=True)
-        log_p_seen_M = _log_p(signal, rows.targets_N)[shown_N]
+        assert isinstance(signal, Dense), "blank pictures are compared with a teacher that is asked as well"
+        log_p_seen_M = _log_p(Dense(signal.hidden_NE[shown_N], signal.head), targets_M)
         found_M = advantage_weights(log_p_seen_M, log_p_blank_M, response_M, kappa=self._kappa)
         weights_N[shown_N] = found_M.to(weights_N)
         return weights_N
@@ -105,8 +106,6 @@ class VisualAdvantage:
         return Group(sample, group.responses)
 
 
-def _log_p(signal: Signal, targets_N: Tensor) -> Tensor:
-    """The teacher's log-probability of each row's own token; never holds all logits."""
-    if isinstance(signal, Dense):
-        signal = sparse_signal(signal, targets_N, top_k=1)
-    return signal.target_log_p_N
+def _log_p(dense: Dense, targets_N: Tensor) -> Tensor:
+    """The log-probability of each row's own token; never holds all logits."""
+    return sparse_signal(dense, targets_N, top_k=1).target_log_p_N

@@ -74,3 +74,14 @@ def test_low_rank_updates_of_a_part_take_settings() -> None:
         MINIMAL, VlmRunConfig, ["student.parts={language_model: lora}", "student.lora={r: 4}"]
     )
     assert config.student.uses_lora
+
+
+def test_the_recipe_on_real_photos_checks(real_data: Path, tmp_path: Path) -> None:
+    text = (RECIPE.parent / "daquar.yaml").read_text(encoding="utf-8")
+    path = tmp_path / "daquar.yaml"
+    path.write_text(text.replace("../shared/data/daquar", str(real_data / "daquar")), encoding="utf-8")
+    result = CliRunner().invoke(app, ["check", str(path), "--json"])
+    assert result.exit_code == 0, result.exception
+    facts = json.loads(result.stdout)
+    assert facts["stage teacher"] == "run, after teacher-start: sft, 6795 prompts"
+    assert facts["stage student"].startswith("run, after teacher,student-start: distillm2, 6795 prompts")

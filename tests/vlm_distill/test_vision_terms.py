@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from shared.data.images import open_image
-from shared.errors import ConfigError, UserError
+from shared.errors import AlignmentError, ConfigError, UserError
 from shared.models.heads import head_of, hidden_rows
 from shared.models.teachers import LocalTeacher
 from shared.models.vocabulary import shared_vocabulary
@@ -23,17 +24,17 @@ from vlm_builders import FAMILIES, llava, picture, save_tiny_vlm
 from vlm_distill.adapter import VlmAdapter
 from vlm_distill.assignment import cheapest_assignment
 from vlm_distill.blank_pictures import blank_like, mean_colour
-from vlm_distill.families import rectangle
+from vlm_distill.families import Cell, rectangle
 from vlm_distill.position_kl import PositionKL, area_shares
-from vlm_distill.visual_advantage import advantage_weights
+from vlm_distill.visual_advantage import VisualAdvantage, advantage_weights
 from vlm_runs import rows_of, vlm_config, vlm_run
 
 ADVANTAGE = "vision.advantage={kappa: 2}"
 POSITION_KL = "vision.position_kl={weight: 0.5}"
 
 
-def places(height: int, width: int) -> list[tuple[int, Any]]:
-    return list(enumerate(rectangle(height, width)))
+def cells(height: int, width: int) -> tuple[Cell, ...]:
+    return tuple(rectangle(height, width))
 
 
 # --- visual advantage ---------------------------------------------------------------------------------------
@@ -98,6 +99,17 @@ def test_weights_in_a_run_are_those_of_two_passes_of_the_teacher(tmp_path, monke
     run.workspace.close()
 
 
+def test_a_blank_that_takes_another_number_of_tokens_stops_the_run():
+    sample = Sample("seen", (Message("user", (ImagePart("0"), TextPart("what?"))),), task="vqa")
+    group = Group(sample, (Response("seen", "teacher", 1, 0, (7, 8), "", "length", ""),))
+    rows = SimpleNamespace(targets_N=torch.tensor([7, 8]), response_N=torch.tensor([0, 0]))
+    dense = Dense(torch.zeros(2, 4), Head(torch.randn(9, 4)))
+    shorter = SimpleNamespace(signal=lambda groups, encoded: Dense(dense.hidden_NE[:1], dense.head))
+    advantage = VisualAdvantage(shorter, lambda reference: "blank", kappa=1.0)
+    with pytest.raises(AlignmentError, match=r"samples seen: with blank .* have 1 rows, with their own 2"):
+        advantage(SimpleNamespace(groups=[group], rows=rows), dense)
+
+
 def blanked(sample: Sample, adapter: VlmAdapter) -> Sample:
     parts = tuple(
         ImagePart(adapter.blank(part.image)) if isinstance(part, ImagePart) else part
@@ -125,12 +137,12 @@ def test_the_assignment_is_the_cheapest_of_all(rows, columns):
 
 
 def test_shares_by_area():
-    assert torch.equal(area_shares(places(3, 2), places(3, 2)), torch.eye(6, dtype=torch.float64))
-    pooled = area_shares(places(2, 2), places(4, 4))
+    assert torch.equal(area_shares(cells(3, 2), cells(3, 2)), torch.eye(6, dtype=torch.float64))
+    pooled = area_shares(cells(2, 2), cells(4, 4))
     assert pooled[0].view(4, 4).tolist() == [[0.25, 0.25, 0, 0]] * 2 + [[0, 0, 0, 0]] * 2
-    finer = area_shares(places(4, 4), places(2, 2))
+    finer = area_shares(cells(4, 4), cells(2, 2))
     assert finer[5].tolist() == [1, 0, 0, 0] and finer[6].tolist() == [0, 1, 0, 0]
-    odd = area_shares(places(1, 2), places(1, 3))
+    odd = area_shares(cells(1, 2), cells(1, 3))
     torch.testing.assert_close(odd, torch.tensor([[2 / 3, 1 / 3, 0], [0, 1 / 3, 2 / 3]]).double())
 
 
