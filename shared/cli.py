@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Generic, NamedTuple, NoReturn, Type
 
 import typer
 
+from shared.api import run_once
 from shared.config import EvaluationConfig, RunConfig
 from shared.config_files import load_values, parse_values
 from shared.durable import write_atomically
@@ -95,11 +96,11 @@ def build_app(modality: Modality[Config]) -> typer.Typer:
         expand(values, products, str(path), smoke=smoke)
         return parse_values(values, modality.recipe_class, str(path))
 
-    def check_run(config: RunConfig, *, models: bool = True, starting: bool = False) -> dict[str, object]:
+    def check_run(config: RunConfig, *, models: bool = True) -> dict[str, object]:
         from shared.check import check_config
 
         facts = check_config(config, models=models)
-        modality.check_evaluation(config.evaluation, starting)
+        modality.check_evaluation(config.evaluation, False)
         return facts
 
     def check_recipe(recipe: RecipeConfig) -> dict[str, object]:
@@ -219,13 +220,7 @@ def build_app(modality: Modality[Config]) -> typer.Typer:
         speaker = Speaker(quiet=os.environ.get("RANK", "0") != "0")  # a launcher numbers its processes
 
         def one_run(config: RunConfig) -> None:
-            check_run(config, starting=True)
-            speaker.say(f"{config.name} → {config.folder}")
-            from shared.run import Run  # seconds of imports
-
-            run = Run(config, modality.kind(), evaluate=modality.evaluate(), speaker=speaker)
-            run.execute(until)
-            run.close()
+            run_once(modality, config, until, speaker)
 
         try:
             if isinstance(config, RecipeConfig):

@@ -32,18 +32,17 @@ def _check_evaluation(evaluation: EvaluationConfig, starting: bool) -> None:
     check_tasks(evaluation, accepts_images=False, starting=starting)
 
 
-app = build_app(
-    Modality(
-        program="distill-text",
-        what="a causal language model",
-        templates="text",
-        config_class=TextRunConfig,
-        kind=_kind,
-        evaluate=_evaluate,
-        check_evaluation=_check_evaluation,
-        recipe_class=TextRecipeConfig,
-    )
+MODALITY = Modality(
+    program="distill-text",
+    what="a causal language model",
+    templates="text",
+    config_class=TextRunConfig,
+    kind=_kind,
+    evaluate=_evaluate,
+    check_evaluation=_check_evaluation,
+    recipe_class=TextRecipeConfig,
 )
+app = build_app(MODALITY)
 
 
 def main() -> None:

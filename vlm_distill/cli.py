@@ -32,19 +32,18 @@ def _check_evaluation(evaluation: EvaluationConfig, starting: bool) -> None:
     check_tasks(evaluation, accepts_images=True, starting=starting)
 
 
-app = build_app(
-    Modality(
-        program="distill-vlm",
-        what="a vision-language model",
-        templates="vlm",
-        config_class=VlmRunConfig,
-        kind=_kind,
-        evaluate=_evaluate,
-        check_evaluation=_check_evaluation,
-        recipe_class=VlmRecipeConfig,
-        stage_kinds=STAGE_KINDS,
-    )
+MODALITY = Modality(
+    program="distill-vlm",
+    what="a vision-language model",
+    templates="vlm",
+    config_class=VlmRunConfig,
+    kind=_kind,
+    evaluate=_evaluate,
+    check_evaluation=_check_evaluation,
+    recipe_class=VlmRecipeConfig,
+    stage_kinds=STAGE_KINDS,
 )
+app = build_app(MODALITY)
 
 
 def main() -> None:

@@ -118,13 +118,13 @@ def check_models(
             teacher=None if teacher is None else shape_of(teacher), student=shape_of(student),
             prompts=prompts, heldout=heldout, prompt_tokens=statistics.fmean(lengths), longest=max(lengths),
         )  # fmt: skip
-        needed = _sizes(found, plan, student)
+        needed = size_up(found, plan, student)
         reason = "as asked for" if estimate else _why_not_here(config, needed)
         if reason is None:
             measured = config.model_copy(update={"prompts": _few(config.prompts, MEASURED_PROMPTS)})
             _measure(found, plan, measured, kind, Path(folder))
         else:
-            _estimate(found, plan, needed, reason)
+            estimate_time(found, plan, needed, reason)
     return found
 
 
@@ -188,7 +188,7 @@ def _survey(
     return not found.problems
 
 
-def _sizes(found: Findings, plan: Plan, student: Any) -> int:
+def size_up(found: Findings, plan: Plan, student: Any) -> int:
     """Memory and disk as topics; the bytes of memory that the run needs."""
     config, training = plan.config, plan.config.training
     on_cpu = not torch.cuda.is_available()
@@ -325,7 +325,7 @@ def _measure(found: Findings, plan: Plan, config: RunConfig, kind: AdapterKind, 
     found.facts["seconds of a round"] = seconds
 
 
-def _estimate(found: Findings, plan: Plan, needed: int, reason: str) -> None:
+def estimate_time(found: Findings, plan: Plan, needed: int, reason: str) -> None:
     """The time of the published peaks of some GPUs."""
     by_name = {"teacher": plan.teacher, "student": plan.student}
     work = Work(
