@@ -16,6 +16,7 @@ from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES
 from shared.adapter import Adapter
 from shared.config import RunConfig
 from shared.durable import committed_folder, write_atomically
+from shared.models.loading import with_base
 from shared.models.references import resolve_path
 from shared.models.students import merged
 from shared.training.setup import Models
@@ -129,7 +130,7 @@ def _write_model(model: nn.Module, adapter: Adapter, target: Path) -> None:
 
 
 def _write_lora(student: PeftModel, models: Models, config: RunConfig, target: Path) -> None:
-    origin = config.origin
+    origin = with_base(config.origin)
     path = resolve_path(origin.name)
     peft_config = student.peft_config["default"]
     trained = [name for name, parameter in student.named_parameters() if parameter.requires_grad]

@@ -34,12 +34,36 @@ PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
+def with_base(ref: ModelRef) -> ModelRef:
+    """The base model with the LoRA, where a reference names the folder of a LoRA; else the reference itself.
+
+    Raises:
+        UserError: the folder does not say what its base is, or two LoRAs are named.
+    """
+    path = resolve_path(ref.name)
+    if path is None or (path / "config.json").exists() or not (path / LORA_FILES[0]).is_file():
+        return ref
+    base = (_read_json(ref, path, LORA_FILES[0]) or {}).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise UserError(
+            f"model {ref.name!r} is a LoRA that does not name its base model. Name both: "
+            f"`model: {{name: BASE, lora: {ref.name}}}`."
+        )
+    if ref.lora is not None:
+        raise UserError(
+            f"model {ref.name!r} is a LoRA itself (of {base!r}), and another one is given as lora. Merge one "
+            "of them into its base first."
+        )
+    return ref.model_copy(update={"name": base, "lora": str(path)})
+
+
 def read_model_config(ref: ModelRef) -> dict[str, Any]:
     """The model's configuration as a plain mapping; neither torch nor transformers is imported, but for GGUF.
 
     Raises:
         UserError: no such model, or no readable configuration in it.
     """
+    ref = with_base(ref)
     path = resolve_path(ref.name)
     if path is None or path.is_dir():
         config = _read_json(ref, path, "config.json")
@@ -60,6 +84,7 @@ def check_model_folder(ref: ModelRef) -> dict[str, Any] | None:
     Raises:
         UserError: no such file, or a file of the folder that is not there.
     """
+    ref = with_base(ref)
     path = resolve_path(ref.name)
     if path is None or path.is_file():
         return None
@@ -75,6 +100,7 @@ def weights_are_local(ref: ModelRef) -> bool:
     Raises:
         UserError: a local path that does not exist.
     """
+    ref = with_base(ref)
     path = resolve_path(ref.name)
     if path is not None:
         return path.is_file() or any((path / file).is_file() for file in WEIGHT_FILES)
@@ -92,6 +118,7 @@ def generation_eos_ids(ref: ModelRef) -> tuple[int, ...]:
     Raises:
         UserError: no such model.
     """
+    ref = with_base(ref)
     path = resolve_path(ref.name)
     config = _read_json(ref, path, "generation_config.json") if path is None or path.is_dir() else None
     eos = (config or {}).get("eos_token_id")
@@ -109,6 +136,7 @@ def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
+    ref = with_base(ref)
     path = resolve_path(ref.name)
     if path is not None and path.is_dir():
         _require_tokenizer(ref, path)
@@ -144,6 +172,7 @@ def load_causal_lm(ref: ModelRef, *, dtype: torch.dtype) -> PreTrainedModel:
     Raises:
         UserError: not found, no weights, weights that do not fill the model, an unknown architecture.
     """
+    ref = with_base(ref)
     path = resolve_path(ref.name)
     if path is not None and path.is_file():
         from shared.models import gguf
@@ -168,6 +197,7 @@ def load_image_text_model(ref: ModelRef, *, dtype: torch.dtype) -> PreTrainedMod
     """
     from transformers import AutoModelForImageTextToText
 
+    ref = with_base(ref)
     return _load_folder(ref, _folder(ref), AutoModelForImageTextToText, dtype)
 
 
@@ -179,6 +209,7 @@ def load_config(ref: ModelRef) -> PreTrainedConfig:
     """
     from transformers import AutoConfig
 
+    ref = with_base(ref)
     with user_errors(ref):
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             **_pretrained_arguments(ref, _folder(ref)), trust_remote_code=ref.trust_remote_code
@@ -194,6 +225,7 @@ def load_processor(ref: ModelRef) -> ProcessorMixin:
     """
     from transformers import AutoProcessor
 
+    ref = with_base(ref)
     path = _folder(ref)
     if path is not None and not any((path / file).is_file() for file in PROCESSOR_FILES):
         raise UserError(
@@ -287,11 +319,6 @@ def _read_json(ref: ModelRef, folder: Path | None, file: str) -> dict[str, Any] 
 def _no_config(ref: ModelRef, folder: Path | None) -> str:
     if folder is None:
         return f"model {ref.name!r}: the repository has no config.json. Give one with a transformers model."
-    if (folder / LORA_FILES[0]).exists():
-        return (
-            f"model {ref.name!r} is a LoRA, not a model. Name its base model, and the folder as lora: "
-            f"`model: {{name: BASE, lora: {ref.name}}}`."
-        )
     ggufs = sorted(folder.glob("*.gguf"))
     if ggufs:
         return f"model {ref.name!r} is a folder of GGUF files. Name the file itself: {ggufs[0]}."

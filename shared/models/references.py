@@ -30,7 +30,9 @@ class ModelRef(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(description="hub id, local folder, .gguf file, or pkg://PACKAGE/FILE")
+    name: str = Field(
+        description="hub id, local folder (of a model, or of a LoRA), .gguf file, or pkg://PACKAGE/FILE"
+    )
     revision: str | None = Field(None, description="branch, tag or commit of a hub model")
     lora: str | None = Field(None, description="folder or hub id of a LoRA to merge into the model")
     chat_template: str | None = Field(None, description="Jinja text, or a path to a .jinja file")

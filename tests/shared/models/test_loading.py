@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -17,11 +18,13 @@ from safetensors.torch import load_file, save_file
 from builders import CHAT_TEMPLATE, save_tiny_model, tiny_llama, tiny_tokenizer
 from shared.errors import UserError
 from shared.models.loading import (
+    check_model_folder,
     generation_eos_ids,
     load_causal_lm,
     load_tokenizer,
     read_model_config,
     require_chat_template,
+    weights_are_local,
 )
 from shared.models.references import ModelRef
 
@@ -257,10 +260,35 @@ def test_a_folder_without_configuration(tmp_path):
         load(empty)
 
 
-def test_a_lora_folder_given_as_the_model(tmp_path):
+def test_a_lora_folder_is_its_base_with_the_lora(folder, tmp_path):
+    model = load(folder)
+    expected = save_lora(model, tmp_path / "lora")(INPUT_IDS).logits
+    settings = tmp_path / "lora" / "adapter_config.json"
+    values = json.loads(settings.read_text())
+    settings.write_text(json.dumps({**values, "base_model_name_or_path": str(folder)}))
+    named = ref(tmp_path / "lora")
+    torch.testing.assert_close(load(tmp_path / "lora")(INPUT_IDS).logits, expected, rtol=1e-4, atol=1e-4)
+    assert check_model_folder(named) == check_model_folder(ref(folder))
+    assert len(load_tokenizer(named)) == 259 and weights_are_local(named)
+    with pytest.raises(UserError, match=r"is a LoRA itself \(of .*another one is given"):
+        load(tmp_path / "lora", lora=str(tmp_path / "lora"))
+
+
+def test_a_lora_folder_that_does_not_name_its_base(tmp_path):
     save_lora(tiny_llama(), tmp_path / "lora")
-    with pytest.raises(UserError, match=r"is a LoRA, not a model.*lora:"):
+    with pytest.raises(UserError, match=r"does not name its base model.*lora:"):
         load(tmp_path / "lora")
+
+
+def test_a_checkpoint_quantised_by_a_library_that_is_not_here_says_which(folder, tmp_path):
+    if importlib.util.find_spec("bitsandbytes") is not None:
+        pytest.skip("bitsandbytes is installed")
+    shutil.copytree(folder, tmp_path / "quantised")
+    path = tmp_path / "quantised" / "config.json"
+    quantised = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": quantised}))
+    with pytest.raises(UserError, match=r"quantised' cannot be read: .*bitsandbytes"):
+        load(tmp_path / "quantised")
 
 
 def test_a_lora_that_does_not_fit_or_is_incomplete(folder, tmp_path):
