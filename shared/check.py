@@ -54,6 +54,7 @@ def check_config(config: RunConfig, *, models: bool = True) -> dict[str, object]
         "folder": str(config.folder),
         **({"teacher": config.teacher.model.name} if config.teacher is not None else {}),
         "student": f"{config.student.model.name} ({config.student.method})",
+        **_cache_facts(config),
         "objective": objective.name,
         "responses by": ", ".join(objective.sides),
         "training prompts": len(train),
@@ -61,6 +62,13 @@ def check_config(config: RunConfig, *, models: bool = True) -> dict[str, object]
         **({"left out": "; ".join(notes)} if notes else {}),
         "optimiser steps": steps,
     }
+
+
+def _cache_facts(config: RunConfig) -> dict[str, object]:
+    cache = config.teacher.cache if config.teacher is not None else None
+    if cache is None:
+        return {}
+    return {"teacher cached": f"top {cache.top_k}, in {cache.folder or config.folder}"}
 
 
 def _check_models(config: RunConfig) -> int | None:
@@ -121,6 +129,13 @@ def smoke_config(config: RunConfig) -> RunConfig:
                 "rounds": min(training.rounds, 2),
                 "pairs_per_step": min(training.pairs_per_step, SMOKE_PROMPTS // 2),
                 "evaluate_steps": training.evaluate_steps and 1,
+            }
+        ),
+        # a shared cache is of the whole run's responses
+        "teacher": config.teacher
+        and config.teacher.model_copy(
+            update={
+                "cache": config.teacher.cache and config.teacher.cache.model_copy(update={"folder": None})
             }
         ),
         "evaluation": evaluation.model_copy(

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from shared.config_data import GenerationConfig, PromptsConfig
-from shared.config_models import StudentConfig, TeacherConfig
+from shared.config_models import CacheConfig, StudentConfig, TeacherConfig
 from shared.config_objective import ObjectiveConfig
 from shared.config_section import Fraction, Section, refuse_idle
 from shared.models.references import ModelRef
-from shared.objectives.objective import build_objective
+from shared.objectives.objective import Objective, build_objective
 
 PairLayout = Literal["auto", "joint", "separate"]
 Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -165,7 +165,42 @@ class RunConfig(Section):
                 f"no effect of training.pair_layout: joint with objective {objective.name!r}, which has "
                 "one response a prompt; remove it, or choose another objective"
             )
+        if self.teacher is not None and self.teacher.cache is not None:
+            self._refuse_uncacheable(self.teacher.cache, objective)
         return self
+
+    def _refuse_uncacheable(self, cache: CacheConfig, objective: Objective) -> None:
+        generation, sides = self.generation, objective.sides
+        if not objective.needs_teacher:
+            raise ValueError(
+                f"no effect of teacher.cache with objective {objective.name!r}, which trains on responses "
+                "alone; remove it, or choose another objective"
+            )
+        if "student" not in sides:
+            refuse_idle(
+                cache,
+                "student_responses",
+                where="teacher.cache.",
+                because=f"with objective {objective.name!r}, which trains on no student response",
+                instead="choose another objective",
+            )
+        elif not cache.student_responses or generation.offline.student is None:
+            raise ValueError(
+                f"teacher.cache: objective {objective.name!r} trains on student responses, and here they are "
+                f"{'sampled anew' if generation.offline.student is None else 'offline'}. A cache serves them "
+                "only out of files (generation.offline.student) and only if asked "
+                "(teacher.cache.student_responses: true), because a top-k shows much less of the divergence "
+                "there. Do both, choose an objective of teacher responses such as kd, or remove the cache"
+            )
+        reused = (
+            self.training.rounds == 1 or generation.reuse_teacher or generation.offline.teacher is not None
+        )
+        if "teacher" in sides and not reused:
+            raise ValueError(
+                f"teacher.cache: the teacher answers anew in each of {self.training.rounds} rounds, and a "
+                "cache is of responses that are used again. Set generation.reuse_teacher: true, "
+                "generation.offline.teacher, or training.rounds: 1"
+            )
 
     @property
     def folder(self) -> Path:

@@ -10,11 +10,24 @@ from shared.config_section import Section, refuse_idle
 from shared.models.references import ModelRef
 
 
+class CacheConfig(Section):
+    """The teacher's likeliest tokens, on the disk: it is not in memory while the student trains."""
+
+    top_k: int = Field(64, ge=1, description="tokens kept at every position; the rest is one tail")
+    folder: str | None = Field(
+        None, description="for runs that train on the same responses; default the run's own folder"
+    )
+    student_responses: bool = Field(
+        False, description="also for offline student responses, where a top-k shows much less"
+    )
+
+
 class TeacherConfig(Section):
     """The model whose responses and distributions are learned."""
 
     model: ModelRef
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    cache: CacheConfig | None = Field(None, description="{} for all defaults; docs/SCALING.md")
 
 
 class LoraConfig(Section):

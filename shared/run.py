@@ -7,6 +7,7 @@ checkpoint, and everything else is a pure function of configuration and data.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import transformers
@@ -14,9 +15,11 @@ import transformers
 from shared.adapter import Adapter, AdapterKind
 from shared.config import RunConfig
 from shared.config_data import OfflineConfig
+from shared.config_models import CacheConfig
 from shared.data.offline import offline_responses
 from shared.data.pairs import make_groups
 from shared.export import export_student, write_model_card
+from shared.generation.engine import Engine
 from shared.models.teachers import fingerprint_of_model
 from shared.objectives.objective import build_objective
 from shared.progress import Speaker
@@ -24,6 +27,7 @@ from shared.report.curves import training_curves
 from shared.report.html import write_report
 from shared.report.sections import KeyValues, Report, Section
 from shared.session import Session, open_session
+from shared.teacher_memory import bring_teacher_back, cache_facts, cache_teacher
 from shared.training.checkpoints import find_checkpoints, load_optimizer, load_weights, save_checkpoint
 from shared.training.loop import heldout_nats, step_seed, train_round
 from shared.training.memory import return_freed_memory
@@ -33,10 +37,11 @@ from shared.workspace import HELDOUT, Workspace
 
 Stage = Literal["generate", "train", "export", "report"]
 SHOWN_ANSWER_TOKENS = 64
-# by whether there is a teacher: what a held-out measurement is called, and its title
+# what a held-out measurement is called, and its title; what a cache keeps of the KL is less than all of it
 HELDOUT_METRICS = {
-    True: ("heldout/kl", "held-out KL(teacher ‖ student)"),
-    False: ("heldout/nll", "held-out −log q(reference answer)"),
+    "teacher": ("heldout/kl", "held-out KL(teacher ‖ student)"),
+    "cache": ("heldout/kl_cached", "held-out KL(teacher ‖ student), as far as the cache shows it"),
+    "reference": ("heldout/nll", "held-out −log q(reference answer)"),
 }
 
 
@@ -56,6 +61,7 @@ class Run:
 
     session: Session
     heldout_groups: Sequence[Group]  # held-out prompts, with the teacher's sampled responses if there is one
+    _cached_groups: Sequence[Group] | None = None  # every round's pairs, where the teacher is cached
 
     def __init__(self, config: RunConfig, kind: AdapterKind, *, evaluate: Evaluate, speaker: Speaker) -> None:
         self.config = config
@@ -93,9 +99,12 @@ class Run:
             additions = self.session.trainee.additions = self.kind.additions(self.session)
             for note in additions.notes:
                 self.speaker.say(f"  {note}")
+            self.heldout_groups = self._heldout()
+            if self.config.teacher is not None and self.config.teacher.cache is not None:
+                self._cache_teacher(self.config.teacher.cache)
             self._start_or_resume()
             while self._done_rounds < self.config.training.rounds:
-                groups = self._sample(self._done_rounds + 1)
+                groups = self._cached_groups or self._sample(self._done_rounds + 1)
                 additions.settle()
                 if until == "generate":
                     return
@@ -119,7 +128,6 @@ class Run:
 
     def _start_or_resume(self) -> None:
         trainee = self.session.trainee
-        self.heldout_groups = self._heldout()
         checkpoints = find_checkpoints(self.workspace.folder)
         if checkpoints:
             latest = checkpoints[-1]
@@ -157,6 +165,13 @@ class Run:
                     what="teacher's held-out responses",
                 )
         return make_groups(session.heldout_samples, {role: responses}, (role,), truncated="keep").groups
+
+    def _cache_teacher(self, cache: CacheConfig) -> None:
+        """All that training needs of the teacher, to the disk; from here on it is out of memory."""
+        self._cached_groups = self._sample(1)
+        _ = self._teachers_example
+        with self.workspace.timed("cache"):
+            cache_teacher(self.session, cache, self._cached_groups, self.heldout_groups)
 
     # --- a round: sample, then train ------------------------------------------------------------------------
 
@@ -239,7 +254,8 @@ class Run:
     def _measure(self, round_number: int) -> None:
         """How far the student is on held-out prompts into the log; the best student so far is kept."""
         trainee = self.session.trainee
-        metric, title = HELDOUT_METRICS[trainee.teacher is not None]
+        measured_by = "reference" if trainee.teacher is None else "teacher"
+        metric, title = HELDOUT_METRICS["cache" if self._cached_groups else measured_by]
         with self.workspace.timed("evaluate"):
             nats = heldout_nats(trainee, self.heldout_groups)
         self.workspace.log_metrics({"step": trainee.step, "round": round_number, metric: nats})
@@ -254,21 +270,25 @@ class Run:
     def _show_answers(self, round_number: int) -> None:
         """One held-out prompt with both answers, so that a person sees what a figure means."""
         session = self.session
-        sample = session.heldout_samples[0]
-        limit = min(SHOWN_ANSWER_TOKENS, self.config.generation.max_new_tokens)
-        sampling = Sampling(max_new_tokens=limit, temperature=0.0)
-        engines = {"student": session.student_engine("shown")}
-        if session.models.teacher is not None:
-            engines = {"teacher": session.teacher_engine(), **engines}
-        answers = {}
         with self.workspace.timed("evaluate"):
-            for name, engine in engines.items():
-                (response,) = engine.generate([Request(sample, "student", round_number)], sampling)
-                answers[name] = response.text
-        prompt = sample.messages[-1].text
+            answers = {"teacher": self._teachers_example} if self.config.teacher is not None else {}
+            answers["student"] = self._example(session.student_engine("shown"))
+        prompt = session.heldout_samples[0].messages[-1].text
         row = {"step": session.trainee.step, "round": round_number, "example": {"prompt": prompt, **answers}}
         self.workspace.log_metrics(row)
         self.speaker.answers(prompt, answers)
+
+    @cached_property
+    def _teachers_example(self) -> str:
+        """Always the same, and asked for when a cached teacher is out of memory."""
+        return self._example(self.session.teacher_engine())
+
+    def _example(self, engine: Engine) -> str:
+        """A short greedy answer to the first held-out prompt."""
+        limit = min(SHOWN_ANSWER_TOKENS, self.config.generation.max_new_tokens)
+        request = Request(self.session.heldout_samples[0], "student", 0)
+        (response,) = engine.generate([request], Sampling(max_new_tokens=limit, temperature=0.0))
+        return response.text
 
     def _save(self, round_number: int, kind: Literal["step", "best"] = "step") -> None:
         trainee = self.session.trainee
@@ -309,6 +329,9 @@ class Run:
     def _report(self) -> None:
         if not self._accelerator.is_main_process:
             return
+        if self._cached_groups:
+            with self.workspace.timed("load"):
+                bring_teacher_back(self.session, self.kind)
         self.speaker.stage("Evaluating teacher, start and student")
         with self.workspace.timed("evaluate"):
             outcome = self._evaluate(self)
@@ -323,6 +346,7 @@ class Run:
             **({"teacher": config.teacher.model.name} if config.teacher is not None else {}),
             "student": f"{config.student.model.name}, {config.student.method}",
             "machine": f"{environment.get('processor')}, {environment.get('cores')} cores",
+            **cache_facts(self.workspace),
             "peak memory": f"{usage['peak_memory_bytes'] / 2**30:.1f} GiB",
             **{f"time, {stage}": f"{seconds:.0f} s" for stage, seconds in usage["timing_s"].items()},
         }

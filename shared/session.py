@@ -178,6 +178,7 @@ def open_session(
                 models,
                 train,
                 response_tokens=config.generation.max_new_tokens,
+                teacher_cached=config.teacher is not None and config.teacher.cache is not None,
             )
     steps_per_round = -(-len(train) * config.generation.draws // config.training.pairs_per_step)
     trainee = make_trainee(

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,26 @@ class Store:
                 file.write(json.dumps(described, indent=2, ensure_ascii=False).encode())
         if repair:
             store._set_damaged_aside()
+        return store
+
+    @classmethod
+    def open_together(
+        cls,
+        folder: Path,
+        *,
+        kind: str,
+        identity: Mapping[str, JSON],
+        schema: pa.Schema,
+        first: bool,
+        barrier: Callable[[], None],
+    ) -> Store:
+        """As `open`, by all processes of a run; the first repairs what a killed run left before any other."""
+        if not first:
+            barrier()
+        store = cls.open(folder, kind=kind, identity=identity, schema=schema, repair=first)
+        if first:
+            barrier()
+        barrier()  # nobody writes while another one still lists what is committed
         return store
 
     def committed(self) -> set[int]:

@@ -55,8 +55,15 @@ class VlmRunConfig(RunConfig):
             )
         objective = build_objective(self.objective.name, self.objective.parameters)
         for name in ("advantage", "position_kl"):
-            if getattr(vision, name) is not None and self.teacher is None:
+            if getattr(vision, name) is None:
+                continue
+            if self.teacher is None:
                 raise ValueError(f"vision.{name} asks the teacher, and there is none; remove it")
+            if self.teacher.cache is not None:
+                raise ValueError(
+                    f"vision.{name} asks the teacher at every step, and with teacher.cache it is not in "
+                    "memory then; remove one"
+                )
         if objective.is_pairwise:
             refuse_idle(
                 vision,

@@ -121,7 +121,14 @@ def collect_responses(
         ),
         "plan": _digest(batches),
     }
-    store = _open_together(folder, described, first=process == 0, barrier=barrier)
+    store = Store.open_together(
+        folder,
+        kind=STORE_KIND,
+        identity=described,
+        schema=RESPONSE_SCHEMA,
+        first=process == 0,
+        barrier=barrier,
+    )
     committed = store.committed()
     for part in sorted(committed):
         _check_part(store, part, [keys[index] for index in batches[part]] if part < len(batches) else [])
@@ -165,19 +172,6 @@ Key = tuple[str, str, int, int]
 def _key(item: Request | Response) -> Key:
     sample_id = item.sample.id if isinstance(item, Request) else item.sample_id
     return (sample_id, item.role, item.round, item.draw)
-
-
-def _open_together(
-    folder: Path, identity: Mapping[str, JSON], *, first: bool, barrier: Callable[[], None]
-) -> Store:
-    """The first process repairs what a killed run left before any other opens the store or writes to it."""
-    if not first:
-        barrier()
-    store = Store.open(folder, kind=STORE_KIND, identity=identity, schema=RESPONSE_SCHEMA, repair=first)
-    if first:
-        barrier()
-    barrier()  # nobody writes while another one still lists what is committed
-    return store
 
 
 def _check_part(store: Store, part: int, planned: Sequence[Key]) -> None:

@@ -7,10 +7,12 @@ another teacher, or of responses that have been sampled anew since, is refused.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +34,7 @@ from shared.training.plan import fill
 from shared.types import Encoded, Group, Response, Role, Sample
 
 KIND = "teacher cache"
+LOCK = "build.lock"
 SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
@@ -47,6 +50,9 @@ MEASURED_KINDS: Mapping[Role, RowKind] = {
 
 PromptKey = Callable[[Sample], object]
 """What of a prompt its responses' signals depend on, as JSON; for images by their content."""
+
+DenseSignal = Callable[[Sequence[Group]], Dense]
+"""A model's whole distribution at the response rows of some groups."""
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +94,13 @@ def build_cache(
     batch_tokens: int,
     prompt_key: PromptKey = messages_of,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    process: int = 0,
+    processes: int = 1,
+    barrier: Callable[[], None] = lambda: None,
 ) -> CacheSummary:
     """Make the signals that the cache in `folder` lacks; killed and started again, it goes on.
+
+    Runs may share a cache one after the other; while one of them builds it, another is refused.
 
     Args:
         teacher: gives dense signals; it runs for what is missing only.
@@ -101,9 +112,13 @@ def build_cache(
         batch_tokens: padded tokens of one pass.
         prompt_key: what identifies a prompt.
         progress: gets batches done and in all.
+        process: of this one; it makes the batches whose number is `process` modulo `processes`.
+        processes: how many share the work; all call this with the same arguments.
+        barrier: waits for all of them.
 
     Raises:
-        StoreError: the folder holds a cache of another teacher, other responses or settings.
+        StoreError: the folder holds a cache of another teacher, other responses or settings, or another run
+            is building it.
     """
     lengths = [adapter.prompt_tokens(g.sample) + max(len(r.token_ids) for r in g.responses) for g in groups]
     by_length = sorted(range(len(groups)), key=lambda i: (lengths[i], i))
@@ -115,20 +130,41 @@ def build_cache(
         "batches": len(batches),
         "batch_tokens": batch_tokens,
     }
-    store = Store.open(folder, kind=KIND, identity=identity, schema=SCHEMA)
-    committed = store.committed()
-    for part, batch in enumerate(batches):
-        progress(part, len(batches))
-        if part not in committed:
-            store.write(part, _rows(teacher, [groups[i] for i in batch], vocabulary, top_k, prompt_key))
-    progress(len(batches), len(batches))
+    with _building(folder) if process == 0 else nullcontext():
+        store = Store.open_together(
+            folder, kind=KIND, identity=identity, schema=SCHEMA, first=process == 0, barrier=barrier
+        )
+        committed = store.committed()
+        for part, batch in enumerate(batches):
+            progress(part, len(batches))
+            if part not in committed and part % processes == process:
+                store.write(part, _rows(teacher, [groups[i] for i in batch], vocabulary, top_k, prompt_key))
+        progress(len(batches), len(batches))
+        barrier()
     summary = _summary(store, vocabulary)
     log.info("%s: %d responses, %.0f bytes a token", folder, summary.responses, summary.bytes_per_token)
     return summary
 
 
+@contextmanager
+def _building(folder: Path) -> Iterator[None]:
+    """Keep others from building the same cache: each would remove what the other has not committed yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(
+                f"another run is building the teacher cache in {folder}. Wait until it trains, then start "
+                "again, or set teacher.cache.folder to another one."
+            ) from None
+        yield
+
+
 class CachedTeacher:
     """A `Teacher` without a model: sparse signals out of a cache, which it holds in memory, packed."""
+
+    reads_encodings = False
 
     def __init__(
         self,
@@ -239,7 +275,7 @@ class CachedTeacher:
 
 
 def kept_share(
-    teacher: Teacher, student: Teacher, groups: Sequence[Group], *, top_k: int, alpha: float = 0.1
+    teacher: DenseSignal, student: DenseSignal, groups: Sequence[Group], *, top_k: int, alpha: float = 0.1
 ) -> dict[str, KeptShare]:
     """How much of the divergence between two dense models a top-k signal shows, by the response's role.
 
@@ -249,8 +285,7 @@ def kept_share(
     for group in groups:
         for response in group.responses:
             one = [Group(group.sample, (response,))]
-            p, q = teacher.signal(one, None), student.signal(one, None)
-            assert isinstance(p, Dense) and isinstance(q, Dense), "a comparison needs whole distributions"
+            p, q = teacher(one), student(one)
             targets_N = torch.tensor(response.token_ids, device=p.hidden_NE.device)
             plan = _even_plan(MEASURED_KINDS[response.role], alpha, targets_N)
             with torch.no_grad():

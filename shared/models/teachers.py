@@ -21,7 +21,7 @@ from shared.models.vocabulary import SharedVocabulary
 from shared.objectives.signal import Dense, Signal, Sparse
 from shared.types import Encoded, Group
 
-__all__ = ["Dense", "LocalTeacher", "Signal", "Sparse", "Teacher", "fingerprint_of_model"]
+__all__ = ["Dense", "LocalTeacher", "Signal", "Sparse", "Teacher", "dense_signal", "fingerprint_of_model"]
 
 # What a configuration says of where and by what it was written, not of what the model computes.
 VOLATILE_KEYS = frozenset({"_name_or_path", "transformers_version", "use_cache"})
@@ -29,6 +29,8 @@ VOLATILE_KEYS = frozenset({"_name_or_path", "transformers_version", "use_cache"}
 
 class Teacher(Protocol):
     """What gives the loss the teacher's distribution at the rows that predict response tokens."""
+
+    reads_encodings: bool  # False: `signal` needs the groups alone
 
     @property
     def fingerprint(self) -> str:
@@ -50,6 +52,8 @@ class LocalTeacher(nn.Module):
 
     It stays in eval mode and without gradients whatever is called on it or on a module that holds it.
     """
+
+    reads_encodings = True
 
     def __init__(
         self, model: nn.Module, adapter: Adapter, shared_vocabulary: SharedVocabulary | None
@@ -75,11 +79,16 @@ class LocalTeacher(nn.Module):
         """The hidden rows that predict response tokens, and the teacher's head."""
         if encoded is None:
             encoded = self._adapter.encode(groups, layout="separate")
-        self.model.eval()  # someone may hold the model itself and have called train() on it
-        device = next(self.model.parameters()).device
-        inputs = {name: tensor.to(device) for name, tensor in encoded.inputs.items()}
-        hidden_NE = hidden_rows(self.model, inputs, encoded.rows_N.to(device))
-        return Dense(hidden_NE, head_of(self.model, self._shared_vocabulary))
+        return dense_signal(self.model, encoded, self._shared_vocabulary)
+
+
+@torch.no_grad()
+def dense_signal(model: nn.Module, encoded: Encoded, shared_vocabulary: SharedVocabulary | None) -> Dense:
+    """A model's hidden rows that predict response tokens, and its head; leaves the model in eval mode."""
+    model.eval()
+    device = next(model.parameters()).device
+    inputs = {name: tensor.to(device) for name, tensor in encoded.inputs.items()}
+    return Dense(hidden_rows(model, inputs, encoded.rows_N.to(device)), head_of(model, shared_vocabulary))
 
 
 def fingerprint_of_model(model: nn.Module) -> str:

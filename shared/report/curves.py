@@ -35,7 +35,12 @@ class Panel(NamedTuple):
 TRAINING_PANELS = (
     Panel("Loss", "nats per token", (Curve("train/loss", "loss", "student"),)),
     Panel(
-        "Held-out KL(teacher ‖ student)", "nats per token", (Curve("heldout/kl", "held-out KL", "student"),)
+        "Held-out KL(teacher ‖ student)",
+        "nats per token",
+        (
+            Curve("heldout/kl", "held-out KL", "student"),
+            Curve("heldout/kl_cached", "held-out KL, as far as the cache shows it", "student"),
+        ),
     ),
     Panel(
         "Held-out −log q(reference answer)", "nats per token", (Curve("heldout/nll", "held-out", "student"),)

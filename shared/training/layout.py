@@ -34,7 +34,12 @@ class Layouts(NamedTuple):
 
 
 def choose_layouts(
-    wanted: PairLayout, models: Models, samples: Sequence[Sample], *, response_tokens: int
+    wanted: PairLayout,
+    models: Models,
+    samples: Sequence[Sample],
+    *,
+    response_tokens: int,
+    teacher_cached: bool = False,
 ) -> Layouts:
     """The layout of each model for the pairs of these prompts.
 
@@ -43,6 +48,7 @@ def choose_layouts(
         models: with the student's start in place, before any wrapping.
         samples: the prompts that pairs are made of.
         response_tokens: the longest response there can be.
+        teacher_cached: the teacher reads no pair in training.
 
     Raises:
         UserError: `joint` was asked for, and a model cannot.
@@ -54,9 +60,9 @@ def choose_layouts(
         ("student", models.start, models.student_adapter),
         ("teacher", models.teacher, models.teacher_adapter),
     )
-    layouts: dict[str, Layout] = {}
+    layouts: dict[str, Layout] = {"teacher": "separate"}
     notes = []
-    for name, model, adapter in sides:
+    for name, model, adapter in sides[:1] if teacher_cached else sides:
         obstacle = _obstacle(wanted, model, adapter, samples, response_tokens)
         if obstacle is not None and wanted == "joint":
             raise UserError(

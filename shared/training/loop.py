@@ -255,7 +255,7 @@ def step_seed(*parts: int) -> int:
 def _prepare(trainee: Trainee, groups: Sequence[Group]) -> Prepared:
     layouts = trainee.layouts
     readers = {"student": (trainee.student_adapter, layouts.student)}
-    if trainee.teacher is not None:
+    if trainee.teacher is not None and trainee.teacher.reads_encodings:
         readers["teacher"] = (trainee.teacher_adapter, layouts.teacher)
     encodings = {}
     for name, (adapter, layout) in readers.items():

@@ -87,12 +87,11 @@ def open_models(config: RunConfig, kind: AdapterKind, device: torch.device) -> M
     teacher: Any = None
     teacher_adapter = student_adapter
     if config.teacher is not None:
-        dtype = getattr(torch, config.teacher.dtype)
         if config.student.starts_from_teacher:
-            teacher = copy.deepcopy(start).to(dtype)
+            teacher = copy.deepcopy(start).to(getattr(torch, config.teacher.dtype))
         else:
             teacher_adapter = kind.open(config.teacher.model, {})
-            teacher = kind.load(config.teacher.model, dtype=dtype).to(device)
+            teacher = load_teacher(config, kind, device)
     vocabulary = shared_vocabulary(
         teacher_adapter.vocabulary,
         student_adapter.vocabulary,
@@ -107,6 +106,16 @@ def open_models(config: RunConfig, kind: AdapterKind, device: torch.device) -> M
         student_adapter=student_adapter,
         vocabulary=vocabulary,
     )
+
+
+def load_teacher(config: RunConfig, kind: AdapterKind, device: torch.device) -> PreTrainedModel:
+    """The teacher's weights from where they came."""
+    assert config.teacher is not None
+    dtype = getattr(torch, config.teacher.dtype)
+    # a student of the teacher's own weights was loaded first, and its number format may have rounded them
+    read_as = getattr(torch, config.student.dtype) if config.student.starts_from_teacher else dtype
+    teacher: Any = kind.load(config.teacher.model, dtype=read_as)
+    return teacher.to(dtype).to(device)  # type: ignore[no-any-return]
 
 
 def prune_start(

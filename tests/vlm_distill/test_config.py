@@ -85,3 +85,10 @@ def test_the_recipe_on_real_photos_checks(real_data: Path, tmp_path: Path) -> No
     facts = json.loads(result.stdout)
     assert facts["stage teacher"] == "run, after teacher-start: sft, 6795 prompts"
     assert facts["stage student"].startswith("run, after teacher,student-start: distillm2, 6795 prompts")
+
+
+@pytest.mark.parametrize("term", ["vision.advantage={}", "vision.position_kl={weight: 1.0}"])
+def test_what_asks_the_teacher_at_every_step_needs_it_in_memory(term: str) -> None:
+    overrides = ["objective.name=kd", "training.rounds=1", "teacher.cache={}", term]
+    with pytest.raises(ConfigError, match="asks the teacher at every step"):
+        parse_config(MINIMAL, VlmRunConfig, overrides)

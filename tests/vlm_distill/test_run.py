@@ -142,3 +142,15 @@ def test_low_rank_updates_of_one_part_are_loaded_as_their_card_says(tmp_path: Pa
         if "vision_tower" in key:
             assert torch.equal(value, start[key]), key
     assert any("projector" in key and not torch.equal(exported[key], start[key]) for key in exported)
+
+
+def test_a_cached_teacher_with_images_teaches_what_it_would_in_memory(tmp_path: Path) -> None:
+    teacher = save_tiny_vlm(tmp_path / "teacher", FAMILIES["qwen2_5_vl"](), seed=1)
+    student = save_tiny_vlm(tmp_path / "student", FAMILIES["llava"](), seed=2)
+    losses = []
+    for name, cache in (("dense", "null"), ("cached", "{top_k: 100000}")):
+        settings = ("objective.name=kd", "training.rounds=1", f"teacher.cache={cache}")
+        config = vlm_config(tmp_path, teacher, student, *settings, f"output={tmp_path}/{name}")
+        Run(config, VlmAdapterKind(), evaluate=None, speaker=Speaker(quiet=True)).execute("train")
+        losses.append([row["train/loss"] for row in rows_of(tmp_path / name) if "train/loss" in row])
+    assert losses[0] and losses[1] == pytest.approx(losses[0], rel=2e-3)
