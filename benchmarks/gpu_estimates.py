@@ -21,7 +21,7 @@ from shared.config_files import load_config
 from shared.models.references import ModelRef
 from shared.models.students import make_student
 from shared.objectives.objective import build_objective
-from shared.preflight.check import Plan, estimate_time, size_up
+from shared.preflight.check import AS_ASKED, Plan, estimate_time, size_up
 from shared.preflight.page import Findings, duration, size
 from shared.preflight.sizing import outline, shape_of
 from shared.preflight.survey import Readers
@@ -141,8 +141,8 @@ def main() -> None:
             longest=prompt_tokens,
         )
         found = Findings()
-        needed = size_up(found, plan, student)
-        estimate_time(found, plan, needed, "as asked for")
+        needed = size_up(found, plan, student, on_cpu=False)
+        estimate_time(found, plan, needed, AS_ASKED)
         results[name] = found.facts
         times = found.facts["seconds of a round at peak rates"]
         rounds = config.training.rounds

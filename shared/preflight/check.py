@@ -28,6 +28,7 @@ from shared.models.heads import causal_lm_of
 from shared.models.layer_choice import keep_layers
 from shared.models.loading import weights_are_local
 from shared.models.pruning import blocks_of
+from shared.models.references import ModelRef
 from shared.models.vocabulary import shared_vocabulary
 from shared.objectives.objective import Objective, build_objective
 from shared.preflight.calibration import measure_sampling, measure_training
@@ -45,6 +46,7 @@ from shared.workspace import Workspace, peak_memory_bytes
 
 IMAGE_PROMPTS = 256  # of each source, where every prompt goes through an image processor
 MEASURED_PROMPTS = 64  # of each source, for what models are run on
+AS_ASKED = "as asked for"  # why an estimate is made
 PROBED_TOKENS = 64  # of a response, in the distance of a model to itself
 
 
@@ -118,8 +120,10 @@ def check_models(
             teacher=None if teacher is None else shape_of(teacher), student=shape_of(student),
             prompts=prompts, heldout=heldout, prompt_tokens=statistics.fmean(lengths), longest=max(lengths),
         )  # fmt: skip
-        needed = size_up(found, plan, student)
-        reason = "as asked for" if estimate else _why_not_here(config, needed)
+        absent = [ref.name for ref in _references(config) if not weights_are_local(ref)]
+        elsewhere = estimate or bool(absent)  # on a GPU, then
+        needed = size_up(found, plan, student, on_cpu=not (elsewhere or torch.cuda.is_available()))
+        reason = AS_ASKED if estimate else _why_not_here(absent, needed)
         if reason is None:
             measured = config.model_copy(update={"prompts": _few(config.prompts, MEASURED_PROMPTS)})
             _measure(found, plan, measured, kind, Path(folder))
@@ -188,10 +192,9 @@ def _survey(
     return not found.problems
 
 
-def size_up(found: Findings, plan: Plan, student: Any) -> int:
+def size_up(found: Findings, plan: Plan, student: Any, *, on_cpu: bool) -> int:
     """Memory and disk as topics; the bytes of memory that the run needs."""
     config, training = plan.config, plan.config.training
-    on_cpu = not torch.cuda.is_available()
     length = int(plan.prompt_tokens) + plan.response_tokens
     bf16 = training.mixed_precision == "bf16"
     sampled_in = sampling_dtype(config)
@@ -242,10 +245,12 @@ def size_up(found: Findings, plan: Plan, student: Any) -> int:
     return needed
 
 
-def _why_not_here(config: RunConfig, needed: int) -> str | None:
+def _references(config: RunConfig) -> list[ModelRef]:
+    return [config.origin] if config.teacher is None else [config.teacher.model, config.origin]
+
+
+def _why_not_here(absent: Sequence[str], needed: int) -> str | None:
     """Why the models are not loaded here, or None."""
-    refs = [config.origin] if config.teacher is None else [config.teacher.model, config.origin]
-    absent = [ref.name for ref in refs if not weights_are_local(ref)]
     if absent:
         return f"the weights of {' and '.join(absent)} are not on this machine"
     if torch.cuda.is_available():
@@ -356,10 +361,6 @@ def estimate_time(found: Findings, plan: Plan, needed: int, reason: str) -> None
     lines.append(
         "large trainings reach about half of the arithmetic; `check --models` there measures instead"
     )
-    found.add(
-        f"Time of a round, worked out, because {reason}"
-        if reason != "as asked for"
-        else "Time of a round, worked out from the configurations",
-        lines,
-    )
+    because = "" if reason == AS_ASKED else f", because {reason}"
+    found.add(f"Time of a round, worked out{because}", lines)
     found.facts["seconds of a round at peak rates"] = facts
