@@ -18,19 +18,17 @@ TRL (1.16 or newer) is not a dependency: `pip install trl` beside this project, 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from loss_core import DEVICE, machine
+from loss_core import DEVICE, has_trl, machine, now
 from pair_layout import FULL, MODEL, SHORT, Case, Model, batch_of, seconds
 from torch import Tensor, nn
 
@@ -116,7 +114,7 @@ def measure(model: Model, case: Case, rounds: int, folder: str) -> dict[str, Any
         "joint": our_step(model, case, joint=True),
         "separate_full": our_step(model, case, joint=False),
     }
-    if importlib.util.find_spec("trl"):
+    if has_trl():
         steps["trl"] = trl_step(model, case, folder)
     student = model.distiller.student
     reference = gradient(student, steps["separate_full"])
@@ -132,8 +130,6 @@ def measure(model: Model, case: Case, rounds: int, folder: str) -> dict[str, Any
         step()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
 
     student.zero_grad(set_to_none=True)
     whole(steps["joint"])  # makes the moments
@@ -170,19 +166,19 @@ def main() -> None:
         "trl": None,
         "cases": [],
     }
-    if importlib.util.find_spec("trl"):
+    if has_trl():
         from importlib.metadata import version
 
         results["trl"] = version("trl")
     model = Model(torch.float32, SharedVocabulary(49152, ()))  # TRL leaves no ids out
-    began = time.perf_counter()
+    began = now()
     with tempfile.TemporaryDirectory() as folder:
         for case in SHORT if arguments.short else FULL[:3]:
             results["cases"].append(measure(model, case, arguments.rounds, folder))
             print(json.dumps(results["cases"][-1]), flush=True)
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             arguments.out.write_text(json.dumps(results, indent=2) + "\n")
-    print(f"{time.perf_counter() - began:.0f} s")
+    print(f"{now() - began:.0f} s")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from shared.objectives.plan import (
     RowPlan,
     RowWeigher,
     plan_rows,
+    row_kind,
 )
 from shared.objectives.signal import Dense, Signal, Sparse
 from shared.objectives.sparse import merged_outcomes
@@ -111,7 +112,9 @@ def objective_loss(
         or (objective.uses_alpha_curriculum and alpha_needs_gap)
     ):
         planner = RowPlanner(
-            rows.starts(of_pairs=objective.is_pairwise), lambda *arguments: plan_of(*arguments).rows
+            rows.starts(of_pairs=objective.is_pairwise),
+            lambda *arguments: plan_of(*arguments).rows,
+            frozenset(map(row_kind, objective.terms.values())),
         )
         sums = fused_divergence(*models, planner, targets_N=rows.targets_N, buffer_bytes=buffer_bytes)
     else:

@@ -11,7 +11,7 @@ states, V ids of the shared vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -20,7 +20,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from shared.objectives.chunks import Span, chunk_sizes, even_chunks, slices, whole_units
-from shared.objectives.closed_form import Scratch, gradient_factor
+from shared.objectives.closed_form import (
+    PROBABILITY_KINDS,
+    Scratch,
+    gradient_factor,
+    probability_nats_and_gradient_,
+)
 from shared.objectives.head import Head, exact_dtype
 from shared.objectives.kernels import Kernels, kernels_for
 from shared.objectives.plan import RowKind, RowPlan
@@ -38,6 +43,7 @@ class RowPlanner(NamedTuple):
 
     starts: Sequence[int]  # the first row of each unit, ascending from 0
     plan: Callable[[int, int, Tensor | None, Tensor], RowPlan]
+    kinds: frozenset[RowKind] = frozenset(RowKind)  # expected of the plan; others are right, but slower
 
 
 class DivergenceOutput(NamedTuple):
@@ -208,26 +214,40 @@ class _Work:
             for chunk in even_chunks(0, self.rows, self.sizes.chunk):
                 self._evaluate(*self._project(chunk), chunk, _rows_of(plan, *chunk), measured=False)
             return
+        expected = self._normalises(plan.kinds)
         for span in whole_units(plan.starts, self.rows, self.sizes.chunk):
             chunks = even_chunks(*span, self.sizes.chunk)
             for chunk in chunks:
                 logits = self._project(chunk)
                 for first, last in slices(0, chunk.stop - chunk.start, self.sizes.slice):
-                    self._measure(*logits, chunk, first, last)
+                    self._measure(*logits, chunk, first, last, normalise=expected and len(chunks) == 1)
             log_p_C = None if self.log_p_N is None else self.log_p_N[slice(*span)]
             span_plan = plan.plan(*span, log_p_C, self.log_q_N[slice(*span)])
             for chunk in chunks:
-                if len(chunks) > 1:  # else they are still in the buffers
-                    logits = self._project(chunk)
                 rows_plan = _rows_of(span_plan, *(row - span.start for row in chunk))
-                self._evaluate(*logits, chunk, rows_plan, measured=True)
+                normalised = expected and len(chunks) == 1
+                if len(chunks) > 1 or (normalised and not self._normalises(_kinds(rows_plan))):
+                    logits, normalised = self._project(chunk), False  # else they are still in the buffers
+                self._evaluate(*logits, chunk, rows_plan, measured=True, normalised=normalised)
+
+    def _normalises(self, kinds: Iterable[RowKind]) -> bool:
+        """Whether probabilities may take the place of logits as soon as their normalisers are known."""
+        possible = self.kernels.normalise_ is not None and self.teacher is not None and self.softcap is None
+        return possible and PROBABILITY_KINDS.issuperset(kinds)
 
     def _project(self, chunk: Span) -> tuple[Tensor, Tensor | None]:
         teacher_CV = None if self.teacher is None else self.teacher.logits(*chunk)
         return self.student.logits(*chunk), teacher_CV
 
     def _measure(
-        self, student_CV: Tensor, teacher_CV: Tensor | None, chunk: Span, first: int, last: int
+        self,
+        student_CV: Tensor,
+        teacher_CV: Tensor | None,
+        chunk: Span,
+        first: int,
+        last: int,
+        *,
+        normalise: bool,
     ) -> None:
         """Normalisers, and log-probabilities of the targets, of the chunk's rows first:last."""
         rows = slice(chunk.start + first, chunk.start + last)
@@ -238,8 +258,12 @@ class _Work:
             if logits_CV is None or lse_N is None or log_N is None:
                 continue
             logits_KV = logits_CV[first:last]
-            lse_N[rows] = self.kernels.log_sum_exp(logits_KV, self.scratch)
             target_logit_K = logits_KV.gather(1, self.targets_N[rows, None]).squeeze(1)
+            if normalise:
+                assert self.kernels.normalise_ is not None
+                lse_N[rows] = self.kernels.normalise_(logits_KV)
+            else:
+                lse_N[rows] = self.kernels.log_sum_exp(logits_KV, self.scratch)
             torch.sub(target_logit_K, lse_N[rows], out=log_N[rows])
 
     def _evaluate(
@@ -250,15 +274,17 @@ class _Work:
         plan: RowPlan,
         *,
         measured: bool,
+        normalised: bool = False,
     ) -> None:
-        """Divergences and gradients of a chunk, whose student logits are used up."""
+        """Divergences and gradients of a chunk, whose student logits (if normalised, all) are used up."""
         hidden_ND, weight_VD, bias_V = self.gradients
         backward = any(gradient is not None for gradient in self.gradients)
         scale_C = plan.weight_N.clone()
         for kind, first, last in _runs(plan, self.sizes.slice):
             scale_C[first:last] *= gradient_factor(kind, plan.parameter_N[first:last])
             if not measured:  # here the rows are in cache for what follows
-                self._measure(student_CV, teacher_CV, chunk, first, last)
+                normalised = self._normalises([kind])
+                self._measure(student_CV, teacher_CV, chunk, first, last, normalise=normalised)
             rows = slice(chunk.start + first, chunk.start + last)
             student_KV = student_CV[first:last]
             options: dict[str, Any] = {
@@ -269,7 +295,18 @@ class _Work:
                 "softcap": self.softcap,
                 "scratch": self.scratch,
             }
-            if self.sparse is not None and kind is not RowKind.NLL:
+            if normalised:
+                assert teacher_CV is not None
+                share_K1 = plan.parameter_N[first:last, None]
+                nats_K = probability_nats_and_gradient_(
+                    kind,
+                    student_KV,
+                    teacher_CV[first:last],
+                    share_K1,
+                    backward,
+                    self.scratch.rows(last - first),
+                )
+            elif self.sparse is not None and kind is not RowKind.NLL:
                 sparse_K = Sparse(*(column_N[rows] for column_N in self.sparse))
                 nats_K = sparse_nats_and_gradient_(kind, student_KV, sparse_K, **options)
             else:
@@ -301,14 +338,18 @@ _WITHOUT_SKEW = {
 }
 
 
-def _runs(plan: RowPlan, most_rows: int) -> Iterator[tuple[RowKind, int, int]]:
-    """Slices of rows of one kind; a skewed kind with α = 0 is the one without skew."""
-    kinds = [
+def _kinds(plan: RowPlan) -> list[RowKind]:
+    """Of each row; a skewed kind with α = 0 is the one without skew."""
+    return [
         _WITHOUT_SKEW.get(RowKind(kind), RowKind(kind)) if parameter == 0 else RowKind(kind)
         for kind, parameter in zip(plan.kind_N.tolist(), plan.parameter_N.tolist(), strict=True)
     ]
+
+
+def _runs(plan: RowPlan, most_rows: int) -> Iterator[tuple[RowKind, int, int]]:
+    """Slices of rows of one kind."""
     start = 0
-    for kind, run in groupby(kinds):
+    for kind, run in groupby(_kinds(plan)):
         stop = start + len(list(run))
         for first, last in slices(start, stop, most_rows):
             yield kind, first, last

@@ -29,9 +29,10 @@ class Kernels(NamedTuple):
     name: KernelName
     log_sum_exp: Callable[[Tensor, Scratch], Tensor]
     nats_and_gradient_: Callable[..., Tensor]
+    normalise_: Callable[[Tensor], Tensor] | None  # None where it would save nothing
 
 
-TORCH = Kernels("torch", closed_form.log_sum_exp, closed_form.nats_and_gradient_)
+TORCH = Kernels("torch", closed_form.log_sum_exp, closed_form.nats_and_gradient_, closed_form.normalise_)
 
 
 def triton_kernels() -> Kernels:
@@ -42,7 +43,7 @@ def triton_kernels() -> Kernels:
     """
     from shared.objectives import triton_kernels as module
 
-    return Kernels("triton", module.log_sum_exp, module.nats_and_gradient_)
+    return Kernels("triton", module.log_sum_exp, module.nats_and_gradient_, normalise_=None)
 
 
 @cache

@@ -152,7 +152,7 @@ def plan_rows(
     for side in objective.sides:
         term, index = objective.terms[side], SIDES.index(side)
         on_side_R = rows.side_R == index
-        kind_R[on_side_R] = int(_row_kind(term))
+        kind_R[on_side_R] = int(row_kind(term))
         if term.alpha_from_curriculum:
             assert alpha_R is not None
             parameter_R = torch.where(on_side_R, alpha_R, parameter_R)
@@ -210,7 +210,8 @@ def _plan_pairs(
     return ResponsePlan(plan, response_gaps(rows, log_p_N, log_q_N), alpha_R=None, value=value)
 
 
-def _row_kind(term: Term) -> RowKind:
+def row_kind(term: Term) -> RowKind:
+    """What the rows of a term minimise."""
     return RowKind[f"{term.divergence}_detached".upper() if term.detach_mixture else term.divergence.upper()]
 
 

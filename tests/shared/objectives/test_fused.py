@@ -12,9 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from objective_references import Batch, random_batch
+from shared.objectives import fused
 from shared.objectives.core import ObjectiveOutput, objective_loss, row_nats
-from shared.objectives.fused import fused_divergence
+from shared.objectives.fused import RowPlanner, fused_divergence
 from shared.objectives.head import Head
+from shared.objectives.kernels import TORCH
 from shared.objectives.objective import OBJECTIVES, build_objective
 from shared.objectives.plan import RowKind, RowPlan
 from shared.objectives.signal import Dense
@@ -207,7 +209,8 @@ def test_row_weights_may_depend_on_the_whole_response(name: str, chunks: str) ->
     torch.testing.assert_close(both.loss, loss_of(batch, name, row_weights_N=weights_N.square()).loss)
 
 
-def test_every_row_may_have_its_own_kind_and_parameter() -> None:
+@pytest.mark.parametrize("planned_late", [False, True])
+def test_every_row_may_have_its_own_kind_and_parameter(planned_late: bool) -> None:
     batch = trainable(batch_for("distillm2", pairs=30, seed=3, dtype=torch.float64))
     rows = len(batch.rows.targets_N)
     generator = torch.Generator().manual_seed(0)
@@ -218,8 +221,17 @@ def test_every_row_may_have_its_own_kind_and_parameter() -> None:
         torch.randn(rows, generator=generator, dtype=torch.float64),
     )
     plan.parameter_N[plan.kind_N == RowKind.JSD] = 0.3
-    fused = fused_divergence(
-        *batch.arguments[:3], plan, targets_N=batch.rows.targets_N, buffer_bytes=40 * 19 * 8
+    # a plan that is known late, and names other kinds than were announced
+    planner = RowPlanner(
+        range(rows),
+        lambda start, stop, *_: RowPlan(*(column_N[start:stop] for column_N in plan)),
+        frozenset({RowKind.SKEW_KL}),
+    )
+    ours = fused_divergence(
+        *batch.arguments[:3],
+        planner if planned_late else plan,
+        targets_N=batch.rows.targets_N,
+        buffer_bytes=40 * 19 * 8,
     )
     reference = row_nats(
         batch.student_head.logits(batch.student_hidden_ND),
@@ -227,11 +239,25 @@ def test_every_row_may_have_its_own_kind_and_parameter() -> None:
         batch.rows.targets_N,
         plan,
     )
-    torch.testing.assert_close(fused.nats_N, reference.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours.nats_N, reference.detach(), rtol=1e-12, atol=1e-12)
     leaves = [batch.student_hidden_ND, batch.student_head.weight_VD]
+    found = torch.autograd.grad(ours.total, leaves)
     expected = torch.autograd.grad((plan.weight_N * reference).sum(), leaves)
-    for ours, theirs in zip(torch.autograd.grad(fused.total, leaves), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
+    for gradient, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(gradient, theirs, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("alpha_needs_gap", [False, True])
+def test_one_exponential_serves_normaliser_and_divergence(
+    alpha_needs_gap: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exponentials = []
+    for kernels in (TORCH, TORCH._replace(normalise_=None)):
+        monkeypatch.setattr(fused, "kernels_for", lambda device, kernels=kernels: kernels)
+        with watching() as watch:
+            loss_of(batch_for("distillm2"), "distillm2", alpha_needs_gap=alpha_needs_gap)
+        exponentials.append(watch.calls["exp_"])
+    assert 0 < 2 * exponentials[0] <= exponentials[1]
 
 
 @pytest.mark.parametrize("kind", RowKind)
