@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Generic, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, NamedTuple, NoReturn, TypeVar
 
 import typer
 
@@ -201,7 +201,7 @@ def build_app(modality: Modality[Config]) -> typer.Typer:
             from shared.check import check_config
             from shared.preflight.check import check_models  # seconds of imports
 
-            known = check_config(config)
+            known: dict[str, Any] = check_config(config)
             found = check_models(
                 config,
                 modality.kind(),
