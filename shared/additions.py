@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,9 +30,6 @@ class Additions:
 
     auxiliary: AuxiliaryLoss | None = None
     """A loss beside the objective's."""
-
-    notes: Sequence[str] = ()
-    """What of it a person should know before the first round."""
 
     @property
     def read_teacher(self) -> bool:

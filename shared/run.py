@@ -97,8 +97,6 @@ class Run:
                 accelerator=self._accelerator,
             )
             additions = self.session.trainee.additions = self.kind.additions(self.session)
-            for note in additions.notes:
-                self.speaker.say(f"  {note}")
             self.heldout_groups = self._heldout()
             if self.config.teacher is not None and self.config.teacher.cache is not None:
                 self._cache_teacher(self.config.teacher.cache)
