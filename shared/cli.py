@@ -18,7 +18,7 @@ import typer
 
 from shared.api import run_once
 from shared.config import EvaluationConfig, RunConfig
-from shared.config_files import load_values, parse_values
+from shared.config_files import apply_override, load_values, parse_values
 from shared.durable import write_atomically
 from shared.errors import UserError, out_of_disk, unknown_name
 from shared.recipe import (
@@ -30,6 +30,7 @@ from shared.recipe import (
     is_recipe,
     waiting_for,
 )
+from shared.sweep import Sweep, execute_sweep, include_run, is_sweep, open_sweep
 
 if TYPE_CHECKING:
     from shared.adapter import AdapterKind
@@ -89,8 +90,18 @@ def build_app(modality: Modality[Config]) -> typer.Typer:
 
     products = {"run": RUN_PRODUCT, **{name: kind.product for name, kind in modality.stage_kinds.items()}}
 
-    def read(path: Path, overrides: list[str] | None, *, smoke: bool = False) -> Config | RecipeConfig:
-        values = load_values(path, overrides or ())
+    def read(
+        path: Path, overrides: list[str] | None, *, smoke: bool = False
+    ) -> Config | RecipeConfig | Sweep[Config]:
+        values = load_values(path)
+        if is_sweep(values):
+            include_run(values, path)
+        for override in overrides or ():
+            apply_override(values, override)
+        if is_sweep(values):
+            from shared.check import smoke_config
+
+            return open_sweep(values, modality.config_class, str(path), smoke=smoke_config if smoke else None)
         if not is_recipe(values):
             return parse_values(values, modality.config_class, str(path))
         expand(values, products, str(path), smoke=smoke)
@@ -113,6 +124,11 @@ def build_app(modality: Modality[Config]) -> typer.Typer:
                 says += f": {of_run['objective']}, {of_run['training prompts']} prompts"
             facts[f"stage {stage.name}"] = says
         return facts
+
+    def check_sweep(sweep: Sweep[Config]) -> dict[str, object]:
+        for config in sweep.one_each():  # rates and seeds differ in nothing that is looked at here
+            check_run(config)
+        return sweep.facts()
 
     @app.command()
     def init(
@@ -159,7 +175,13 @@ def build_app(modality: Modality[Config]) -> typer.Typer:
         """Check a configuration and its prompt files; without --models or --estimate, no model is read."""
         checked = read(config, overrides)
         recipe = isinstance(checked, RecipeConfig)
-        facts = check_recipe(checked) if isinstance(checked, RecipeConfig) else check_run(checked)
+        command, facts = "run", dict[str, object]()
+        if isinstance(checked, Sweep):
+            command, facts = "sweep", check_sweep(checked)
+        elif isinstance(checked, RecipeConfig):
+            facts = check_recipe(checked)
+        else:
+            facts = check_run(checked)
         if not as_json:
             for name, value in facts.items():
                 typer.echo(f"{name:22} {value}")
@@ -177,10 +199,12 @@ def build_app(modality: Modality[Config]) -> typer.Typer:
             raise UserError(f"{len(problems)} problem(s) with these models and prompts: {' '.join(problems)}")
         if not as_json:
             again = shlex.join([str(config), *(overrides or ())])
-            typer.echo(f"No problems found. Next: {modality.program} run {again}")
+            typer.echo(f"No problems found. Next: {modality.program} {command} {again}")
 
-    def runs_of(checked: RunConfig | RecipeConfig) -> Iterator[tuple[str, RunConfig | str]]:
+    def runs_of(checked: Config | RecipeConfig | Sweep[Config]) -> Iterator[tuple[str, RunConfig | str]]:
         """Each run by name; of a recipe's, those that wait for models are told with what they wait for."""
+        if isinstance(checked, Sweep):
+            checked = checked.one_each()[0]
         if isinstance(checked, RunConfig):
             yield checked.name, checked
             return
@@ -217,6 +241,8 @@ def build_app(modality: Modality[Config]) -> typer.Typer:
         from shared.progress import Speaker
 
         config = read(path, overrides, smoke=smoke)
+        if isinstance(config, Sweep):
+            raise UserError(f"{path} is a sweep of {config.count} runs. Use: {modality.program} sweep {path}")
         speaker = Speaker(quiet=os.environ.get("RANK", "0") != "0")  # a launcher numbers its processes
 
         def one_run(config: RunConfig) -> None:
@@ -250,6 +276,44 @@ def build_app(modality: Modality[Config]) -> typer.Typer:
     def run(config: ConfigPath, overrides: Overrides = None, smoke: Smoke = False) -> None:
         """Everything: sample, train, export, evaluate, report. Run again, it goes on where it was."""
         execute(config, overrides, "report", smoke=smoke)
+
+    @app.command()
+    def sweep(config: ConfigPath, overrides: Overrides = None, smoke: Smoke = False) -> None:
+        """Compare settings of one run over learning rates and seeds. Run again, it goes on where it was."""
+        from shared.progress import Speaker
+
+        wanted = read(config, overrides, smoke=smoke)
+        if not isinstance(wanted, Sweep):
+            raise UserError(
+                f"{config} names no settings to compare. Use: {modality.program} run {config}, or write a "
+                "sweep as docs/SWEEPS.md shows."
+            )
+        check_sweep(wanted)
+        for run in wanted.one_each():
+            modality.check_evaluation(run.evaluation, True)
+        speaker = Speaker()
+        from shared.models.loaded_once import LoadedOnce  # seconds of imports
+        from shared.run import Run
+        from shared.sweep_report import say_sweep, write_sweep
+
+        runs = wanted.configs.values()
+        kind = LoadedOnce(
+            modality.kind(), [*(r.teacher.model for r in runs if r.teacher), *(r.origin for r in runs)]
+        )
+
+        def one_run(config: RunConfig) -> None:
+            run = Run(config, kind, evaluate=modality.evaluate(), speaker=speaker)
+            run.execute()
+            run.close()
+
+        try:
+            results = execute_sweep(
+                wanted, one_run, speaker, told=lambda results: write_sweep(wanted, results)
+            )
+            say_sweep(write_sweep(wanted, results), speaker, wanted.folder)
+        except KeyboardInterrupt:
+            typer.secho(f"\n{_INTERRUPTED}", fg="yellow", err=True)
+            raise typer.Exit(INTERRUPTED) from None
 
     @app.command()
     def generate(config: ConfigPath, overrides: Overrides = None) -> None:

@@ -71,7 +71,7 @@ def _values(text: str, overrides: Sequence[str], source: str) -> dict[str, Any]:
         found = "nothing" if values is None else f"a {type(values).__name__}"
         raise ConfigError(f"{source} must hold sections (`name:`, `teacher:` ...); it holds {found}.")
     for override in overrides:
-        _apply_override(values, override)
+        apply_override(values, override)
     return values
 
 
@@ -80,15 +80,28 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set what `key.sub=value` says, in place.
+
+    Raises:
+        ConfigError: not of that form, or a place that is not there.
+    """
     key, equals, text = override.partition("=")
-    steps = key.split(".")
-    if not equals or not all(steps):
+    if not equals or not all(key.split(".")):
         raise ConfigError(f"override {override!r}: expected key.sub=value, e.g. training.learning_rate=1e-4")
-    value = read_yaml(text, f"override {override!r}")
+    set_value(values, key, read_yaml(text, f"override {override!r}"), f"override {override!r}")
+
+
+def set_value(values: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Set a dotted key in place; sections that are absent are made.
+
+    Raises:
+        ConfigError: a list's entry that is not there, or a key below a plain value; begins with `where`.
+    """
+    steps = key.split(".")
     node: dict[Any, Any] | list[Any] = values
     for depth, step in enumerate(steps):
-        place = _place(node, step, f"override {override!r}: {'.'.join(steps[:depth])!r}")
+        place = _place(node, step, f"{where}: {'.'.join(steps[:depth])!r}")
         if depth == len(steps) - 1:
             node[place] = value
             return
@@ -96,9 +109,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         if inner is None:  # an absent section, or an empty one
             inner = node[place] = {}
         if not isinstance(inner, dict | list):
-            raise ConfigError(
-                f"override {override!r}: {'.'.join(steps[: depth + 1])!r} is {inner!r}, which has no keys."
-            )
+            raise ConfigError(f"{where}: {'.'.join(steps[: depth + 1])!r} is {inner!r}, which has no keys.")
         node = inner
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -51,6 +51,13 @@ class Speaker:
         self.console.print(
             Panel(table, title=Text(_one_line(_printable(prompt)), style="italic"), title_align="left")
         )
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Columns under each other, as wide as they are: a log keeps them, a terminal may scroll."""
+        widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+        for number, row in enumerate((columns, *rows)):
+            line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
+            self.say(f"  {line.rstrip()}", style="" if number else "bold")
 
     @contextmanager
     def bar(self, text: str) -> Iterator[Bar]:

@@ -17,13 +17,14 @@ from shared.config import RunConfig
 from shared.config_data import OfflineConfig
 from shared.config_models import CacheConfig
 from shared.data.offline import offline_responses
-from shared.data.pairs import make_groups
+from shared.data.pairs import make_groups, pair_facts
 from shared.export import export_student, write_model_card
 from shared.generation.engine import Engine
 from shared.models.teachers import fingerprint_of_model
 from shared.objectives.objective import build_objective
 from shared.progress import Speaker
 from shared.report.curves import training_curves
+from shared.report.formats import percent
 from shared.report.html import write_report
 from shared.report.sections import KeyValues, Report, Section
 from shared.session import Session, open_session
@@ -37,6 +38,7 @@ from shared.workspace import HELDOUT, Workspace
 
 Stage = Literal["generate", "train", "export", "report"]
 SHOWN_ANSWER_TOKENS = 64
+PAIRS = "pairs.json"  # of a round: what `pair_facts` says
 # what a held-out measurement is called, and its title; what a cache keeps of the KL is less than all of it
 HELDOUT_METRICS = {
     "teacher": ("heldout/kl", "held-out KL(teacher ‖ student)"),
@@ -219,6 +221,11 @@ class Run:
         grouping = session.trainee.additions.screen(grouping)
         if grouping.dropped:
             self.speaker.say(f"  {grouping.summary()}")
+        if roles != ("reference",):
+            facts = pair_facts(grouping.groups)
+            self.workspace.write_json(f"round-{number:02d}/{PAIRS}", facts)
+            if facts["same"]:
+                self.speaker.say(f"  both answer the same in {percent(facts['same'])} of the pairs")
         return grouping.groups
 
     def _train(self, number: int, groups: Sequence[Group]) -> None:
@@ -334,9 +341,11 @@ class Run:
         with self.workspace.timed("evaluate"):
             outcome = self._evaluate(self)
         config, usage, folder = self.config, self.workspace.usage(), self.workspace.folder
+        rounds = range(1, config.training.rounds + 1)
         data = {
             "run": {"name": config.name, "objective": config.objective.name, "seed": config.seed},
             **outcome.data,
+            "pairs": [self.workspace.read_json(f"round-{n:02d}/{PAIRS}") for n in rounds],
             **usage,
         }
         environment = self.workspace.read_json("environment.json") or {}

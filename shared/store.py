@@ -13,14 +13,15 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shared.durable import TEMPORARY, committed_file
+from shared.durable import TEMPORARY, committed_file, committed_folder
 from shared.errors import StoreError
 
 FORMAT = 1
@@ -59,7 +60,7 @@ class Store:
             StoreError: the folder holds another kind, format or identity; the message names each difference.
             UserError: the disk is full.
         """
-        described = {"format": FORMAT, "kind": kind, "identity": _as_json(identity)}
+        described = _described(kind, identity)
         digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
         store = cls(folder, schema, digest)
         folder.mkdir(parents=True, exist_ok=True)
@@ -157,6 +158,45 @@ class Store:
                 aside = path.with_name(path.name + _DAMAGED)
                 os.replace(path, aside)
                 log.warning("%s is damaged (%s); set aside as %s and redone", path, error, aside.name)
+
+
+def adopt(folder: Path, beside: Iterable[Path], *, kind: str, identity: Mapping[str, JSON]) -> Path | None:
+    """Copy the parts of another store of the very same kind and identity, where this one is not begun.
+
+    Args:
+        folder: Of this store.
+        beside: Folders that may hold such a store; the one with the most parts is taken.
+        kind: As for `Store.open`.
+        identity: As for `Store.open`.
+
+    Returns:
+        The folder that was copied, or None.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    if folder.exists():
+        return None
+    described = _described(kind, identity)
+    parts = {path: sorted(path.glob("part-*.parquet")) for path in beside if _is_described(path, described)}
+    if not any(parts.values()):
+        return None
+    fullest = max(parts, key=lambda path: len(parts[path]))
+    with committed_folder(folder) as target:
+        for file in (fullest / DESCRIPTION, *parts[fullest]):
+            shutil.copyfile(file, target / file.name)
+    return fullest
+
+
+def _described(kind: str, identity: Mapping[str, JSON]) -> dict[str, Any]:
+    return {"format": FORMAT, "kind": kind, "identity": _as_json(identity)}
+
+
+def _is_described(folder: Path, described: Mapping[str, Any]) -> bool:
+    try:
+        return bool(json.loads((folder / DESCRIPTION).read_bytes()) == described)
+    except (OSError, ValueError):  # not there, or damaged: then it is not taken from
+        return False
 
 
 _NEXT_STEP = "Use another run folder, or delete this one to start over."

@@ -167,7 +167,9 @@ class Workspace:
     def write_json(self, name: str, value: object) -> None:
         """Write a JSON file of the folder."""
         if self._main:
-            write_atomically(self.folder / name, json.dumps(value, indent=1, ensure_ascii=False))
+            path = self.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False))
 
     def read_json(self, name: str) -> Any | None:
         """A JSON file of the folder, or None where it is not there yet."""

@@ -20,7 +20,8 @@ import pytest
 
 from shared.check import check_config, smoke_config
 from shared.config import RunConfig
-from shared.config_files import load_config
+from shared.config_files import load_config, load_values
+from shared.sweep import open_sweep
 from text_distill.config import TextRunConfig
 from vlm_distill.config import VlmRunConfig
 
@@ -95,6 +96,10 @@ def test_every_template_says_how_to_run_it_and_passes_the_check(config, tmp_path
         f"say in CONFIG_CLASSES which class reads configs/{where.parts[1]}/"
     )
     assert text.startswith("# ") and str(where) in text, "its first lines say what it does, and the command"
+    if "\nsettings:" in text:
+        sweep = open_sweep(load_values(config), CONFIG_CLASSES[where.parts[1]], str(config))
+        assert sweep.count > len(sweep.config.settings) and len(sweep.config.seeds) >= 3
+        return
     overrides = []
     if "hub:" in text:  # data that no test downloads: the rest of the file is checked with prompts of our own
         overrides = [

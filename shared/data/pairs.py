@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from shared.config_data import FilterConfig
 from shared.data.filters import Fault, fault
@@ -104,6 +104,27 @@ def make_groups(
             "responses, loosen generation.filters, or check the models' answers."
         )
     return grouping
+
+
+def pair_facts(groups: Sequence[Group]) -> dict[str, Any]:
+    """What a round trains on, as JSON: how many groups, how long each role's responses are in the mean.
+
+    With two responses to a group, `same` is the share of groups where both are the same tokens: there is
+    nothing to contrast in these.
+    """
+    by_role = {response.role for response in groups[0].responses}
+    tokens = {
+        role: sum(len(r.token_ids) for group in groups for r in group.responses if r.role == role)
+        for role in sorted(by_role)
+    }
+    same = None
+    if len(by_role) == 2:
+        same = sum(g.responses[0].token_ids == g.responses[1].token_ids for g in groups) / len(groups)
+    return {
+        "groups": len(groups),
+        "mean_tokens": {role: count / len(groups) for role, count in tokens.items()},
+        "same": same,
+    }
 
 
 def _by_sample(role: Role, responses: Iterable[Response]) -> dict[str, dict[int, Response]]:

@@ -16,7 +16,7 @@ from shared.data.images import ContentKeys
 from shared.errors import StoreError
 from shared.generation.engine import Engine
 from shared.generation.plan import plan_batches
-from shared.store import JSON, Store
+from shared.store import JSON, Store, adopt
 from shared.types import Request, Response, Sample, Sampling, Usage
 
 STORE_KIND = "responses"
@@ -70,6 +70,8 @@ def collect_responses(
     identity: Mapping[str, JSON] | None = None,
     prompt_key: Callable[[Sample], object] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    beside: Sequence[Path] = (),
+    adopted: Callable[[Path], None] = lambda folder: None,
     process: int = 0,
     processes: int = 1,
     barrier: Callable[[], None] = lambda: None,
@@ -90,6 +92,8 @@ def collect_responses(
             messages.
         prompt_key: What of a prompt must not change, as JSON; by default its messages, images by content.
         progress: Called at the start and after each batch.
+        beside: Folders of stores whose responses are taken over if all that makes them is the same.
+        adopted: Called with the one of them that was.
         process: Index of this process; it makes the batches whose number is `process` modulo `processes`.
         processes: How many share the store; all must call this with the same arguments.
         barrier: Waits for all processes.
@@ -121,6 +125,8 @@ def collect_responses(
         ),
         "plan": _digest(batches),
     }
+    if process == 0 and (source := adopt(folder, beside, kind=STORE_KIND, identity=described)) is not None:
+        adopted(source)
     store = Store.open_together(
         folder,
         kind=STORE_KIND,

@@ -53,8 +53,8 @@ def render(report: Report) -> str:
     )
 
 
-def write_report(folder: Path, report: Report, data: Mapping[str, Any]) -> None:
-    """Write `report.html` and `report.json`, each whole or not at all.
+def write_report(folder: Path, report: Report, data: Mapping[str, Any], *, name: str = "report") -> None:
+    """Write `NAME.html` and `NAME.json`, each whole or not at all.
 
     Raises:
         ValueError: a NaN or infinity in `data`; None says that there is no value.
@@ -63,9 +63,9 @@ def write_report(folder: Path, report: Report, data: Mapping[str, Any]) -> None:
     # ... but JSON has an escape for it, which backslashreplace happens to spell
     text = json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    with committed_file(folder / "report.html") as file:
+    with committed_file(folder / f"{name}.html") as file:
         file.write(page)
-    with committed_file(folder / "report.json") as file:
+    with committed_file(folder / f"{name}.json") as file:
         file.write(text.encode("utf-8", "backslashreplace"))
 
 

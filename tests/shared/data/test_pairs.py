@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.data.pairs import Dropped, make_groups
+from shared.data.pairs import Dropped, make_groups, pair_facts
 from shared.errors import DataError
 from shared.types import Message, Response, Sample, TextPart
 
@@ -73,3 +73,11 @@ def test_nothing_left_is_an_error():
     cut = [response(s.id, "teacher", finish="length") for s in SAMPLES]
     with pytest.raises(DataError, match=r"no group is left.*3 × teacher response truncated"):
         pair(cut, responses("student"), truncated="drop")
+
+
+def test_facts_of_a_round_count_pairs_with_one_answer():
+    student = responses("student", s0=response("s0", "student", tokens=(1, 2, 3, 4)))
+    facts = pair_facts(pair(responses("teacher"), student).groups)
+    assert facts == {"groups": 3, "mean_tokens": {"student": 2.0, "teacher": 1.0}, "same": 2 / 3}
+    alone = pair_facts(pair(responses("teacher"), student, roles=("student",)).groups)
+    assert alone == {"groups": 3, "mean_tokens": {"student": 2.0}, "same": None}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -187,3 +188,25 @@ def test_processes_share_the_batches_and_return_the_same(tmp_path, uninterrupted
 def test_same_request_twice_is_our_mistake(tmp_path):
     with pytest.raises(AssertionError, match="twice"):
         collect(tmp_path, asked=[*requests(2), *requests(1)])
+
+
+def test_a_store_beside_is_taken_over_only_where_all_that_makes_its_responses_is_the_same(
+    tmp_path, uninterrupted
+):
+    folder, responses = uninterrupted
+    partial, damaged = tmp_path / "partial", tmp_path / "damaged"
+    shutil.copytree(folder, partial)
+    (partial / "part-00001.parquet").unlink()
+    shutil.copytree(folder, damaged)
+    (damaged / "store.json").write_text("{")
+    beside, taken = [damaged, partial, folder, tmp_path / "absent"], []
+    made_by = engine()
+    made_by.generate = None  # nothing is to be made
+    found = collect(tmp_path / "own", made_by=made_by, beside=beside, adopted=taken.append)
+    assert taken == [folder] and found == responses
+    assert content(tmp_path / "own") == content(folder)
+
+    other = dataclasses.replace(SAMPLING, seed=2)
+    assert collect(tmp_path / "other", sampling=other, beside=beside, adopted=taken.append) != responses
+    assert collect(tmp_path / "rest", beside=[partial], adopted=taken.append) == responses
+    assert taken == [folder, partial]
