@@ -302,7 +302,7 @@ def build_app(modality: Modality[Config]) -> typer.Typer:
         )
 
         def one_run(config: RunConfig) -> None:
-            run = Run(config, kind, evaluate=modality.evaluate(), speaker=speaker)
+            run = Run(config, kind, evaluate=modality.evaluate(), speaker=speaker, shares=True)
             run.execute()
             run.close()
 

@@ -65,7 +65,15 @@ class Run:
     heldout_groups: Sequence[Group]  # held-out prompts, with the teacher's sampled responses if there is one
     _cached_groups: Sequence[Group] | None = None  # every round's pairs, where the teacher is cached
 
-    def __init__(self, config: RunConfig, kind: AdapterKind, *, evaluate: Evaluate, speaker: Speaker) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        kind: AdapterKind,
+        *,
+        evaluate: Evaluate,
+        speaker: Speaker,
+        shares: bool = False,  # it is one of a sweep, and takes over what the others have made
+    ) -> None:
         self.config = config
         self.kind = kind
         self._evaluate = evaluate
@@ -74,7 +82,7 @@ class Run:
         self._accelerator = open_accelerator(config.training, str(config.folder), config.name)
         main = self._accelerator.is_main_process
         self.speaker = speaker if main else Speaker(quiet=True)
-        self.workspace = Workspace(config.folder, main=main)
+        self.workspace = Workspace(config.folder, main=main, shares=shares)
         self._done_rounds = 0
         self._first_step = 0  # of the round at hand
         self._sampled_from = ""  # fingerprint of the student that this round's responses come from

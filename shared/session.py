@@ -101,12 +101,11 @@ class Session:
     ) -> list[Response]:
         """Responses to all samples, out of the store in `folder` as far as it has them.
 
-        What a run beside this one was answered by the same model, asked the same in the same way, is copied.
+        In a sweep, what another run was answered by the same model, asked the same in the same way, is copied.
         All processes share the work, unless this one is `alone` in calling.
         """
         adapter = self.models.teacher_adapter if role == "teacher" else self.models.student_adapter
         what = what or f"{role}'s responses"
-        place = folder.relative_to(self.workspace.folder)
         with self.speaker.bar(what) as bar:
             responses = collect_responses(
                 engine,
@@ -118,7 +117,7 @@ class Session:
                 progress=lambda p: bar(
                     p.batches_done, p.batches_total, f"{p.tokens_per_second:.0f} tokens/s"
                 ),
-                beside=sorted(self.workspace.folder.parent.glob(f"*/{place}")),
+                beside=self.workspace.beside(folder),
                 adopted=lambda source: self.speaker.say(f"  {what}: taken from {source}"),
                 process=0 if alone else self.accelerator.process_index,
                 processes=1 if alone else self.accelerator.num_processes,

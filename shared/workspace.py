@@ -43,11 +43,15 @@ _NEXT_STEP = "Set output (or name) to another folder, or delete this one to star
 
 
 class Workspace:
-    """A run's folder. Only the main process writes; the others read."""
+    """A run's folder. Only the main process writes; the others read.
 
-    def __init__(self, folder: Path, *, main: bool = True) -> None:
+    With `shares`, it is one of a sweep, whose runs take over from each other what is the same.
+    """
+
+    def __init__(self, folder: Path, *, main: bool = True, shares: bool = False) -> None:
         self.folder = folder
         self._main = main
+        self._shares = shares
         self._lock: IO[str] | None = None
 
     def open(self, config: RunConfig) -> None:
@@ -117,6 +121,11 @@ class Workspace:
     def round_folder(self, number: int) -> Path:
         """The folder of a round, counted from 1."""
         return self.folder / f"round-{number:02d}"
+
+    def beside(self, path: Path) -> list[Path]:
+        """Where the other runs of a sweep have what this one has at `path`; nowhere outside a sweep."""
+        place = path.relative_to(self.folder)
+        return sorted(self.folder.parent.glob(f"*/{place}")) if self._shares else []
 
     def log_metrics(self, row: Mapping[str, Any]) -> None:
         """Append a row to metrics.jsonl."""

@@ -50,6 +50,14 @@ def no_space(*_: object, **__: object) -> None:
 # --- whose folder it is ------------------------------------------------------------------------------------
 
 
+def test_only_the_runs_of_a_sweep_look_beside_them(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name / "heldout").mkdir(parents=True)
+    here = tmp_path / "a" / "heldout"
+    assert tmp_path / "b" / "heldout" in Workspace(tmp_path / "a", shares=True).beside(here)
+    assert Workspace(tmp_path / "a").beside(here) == []
+
+
 def test_another_configuration_is_refused_with_every_setting_that_differs(tmp_path):
     begun(tmp_path / "run", "seed=1")
     kept = (tmp_path / "run" / "config.yaml").read_bytes()
