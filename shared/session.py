@@ -101,7 +101,7 @@ class Session:
     ) -> list[Response]:
         """Responses to all samples, out of the store in `folder` as far as it has them.
 
-        In a sweep, what another run was answered by the same model, asked the same in the same way, is copied.
+        In a sweep, what another run was answered by the same model to the same questions is copied.
         All processes share the work, unless this one is `alone` in calling.
         """
         adapter = self.models.teacher_adapter if role == "teacher" else self.models.student_adapter
