@@ -46,5 +46,5 @@ class Beside(NamedTuple):
 def split_rows(signal: Signal, last: int) -> tuple[Dense, Dense]:
     """A teacher's rows before the last ones, and these."""
     assert isinstance(signal, Dense), "an auxiliary loss needs the teacher's own hidden rows"
-    first_NE, last_NE = signal.hidden_NE.split([len(signal.hidden_NE) - last, last])
-    return Dense(first_NE, signal.head), Dense(last_NE, signal.head)
+    first = len(signal.hidden_NE) - last
+    return Dense(signal.hidden_NE[:first], signal.head), Dense(signal.hidden_NE[first:], signal.head)
