@@ -242,7 +242,7 @@ def build_app(modality: Modality[Config]) -> typer.Typer:
 
         config = read(path, overrides, smoke=smoke)
         if isinstance(config, Sweep):
-            raise UserError(f"{path} is a sweep of {config.count} runs. Use: {modality.program} sweep {path}")
+            raise UserError(f"{path} is a sweep of {config.total} runs. Use: {modality.program} sweep {path}")
         speaker = Speaker(quiet=os.environ.get("RANK", "0") != "0")  # a launcher numbers its processes
 
         def one_run(config: RunConfig) -> None:

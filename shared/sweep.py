@@ -91,7 +91,7 @@ class Sweep(NamedTuple, Generic[Config]):
     configs: Mapping[Combination, Config]
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         """How many runs it takes."""
         settings, rates, seeds = (
             len(axis) for axis in (self.config.settings, self.config.learning_rates, self.config.seeds)
@@ -100,7 +100,10 @@ class Sweep(NamedTuple, Generic[Config]):
 
     def one_each(self) -> list[Config]:
         """The first run of every setting."""
-        return list({of.setting: run for of, run in reversed(self.configs.items())}.values())[::-1]
+        first: dict[str, Config] = {}
+        for of, run in self.configs.items():
+            first.setdefault(of.setting, run)
+        return list(first.values())
 
     def facts(self) -> dict[str, object]:
         """What it will be, for a check."""
@@ -111,7 +114,7 @@ class Sweep(NamedTuple, Generic[Config]):
             "settings": ", ".join(config.settings),
             "learning rates": ", ".join(f"{rate:g}" for rate in config.learning_rates),
             "seeds": ", ".join(map(str, config.seeds)),
-            "runs": self.count,
+            "runs": self.total,
         }
 
 
@@ -219,14 +222,14 @@ def execute_sweep(
     config, results = sweep.config, list[Result]()
 
     def execute(combination: Combination) -> None:
-        title = f"Run {len(results) + 1} of {sweep.count}: {combination.label}"
+        title = f"Run {len(results) + 1} of {sweep.total}: {combination.label}"
         results.append(_execute(sweep, combination, run, speaker, title))
         told(results)
 
     first, *others = config.seeds
     for setting in config.settings:
-        for rate in config.learning_rates:
-            execute(Combination(setting, rate, first))
+        for tried in config.learning_rates:
+            execute(Combination(setting, tried, first))
     chosen = {setting: chosen_rate(results, setting, config) for setting in config.settings}
     for setting, rate in chosen.items():
         if rate is None:

@@ -25,7 +25,7 @@ def write_sweep(sweep: Sweep[Any], results: Sequence[Result]) -> dict[str, Any]:
     report = Report(
         title=config.name,
         subtitle=f"{len(config.settings)} settings, {len(config.seeds)} seeds{chosen_by}, "
-        f"{len(results)} of {sweep.count} runs",
+        f"{len(results)} of {sweep.total} runs",
         sections=(
             Bars("Settings", tuple(_panel(data, metric) for metric in data["metrics"]), note=data["rule"]),
             Table("All figures", *_table(data), note="Mean ± standard deviation over seeds."),

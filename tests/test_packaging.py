@@ -98,7 +98,7 @@ def test_every_template_says_how_to_run_it_and_passes_the_check(config, tmp_path
     assert text.startswith("# ") and str(where) in text, "its first lines say what it does, and the command"
     if "\nsettings:" in text:
         sweep = open_sweep(load_values(config), CONFIG_CLASSES[where.parts[1]], str(config))
-        assert sweep.count > len(sweep.config.settings) and len(sweep.config.seeds) >= 3
+        assert sweep.total > len(sweep.config.settings) and len(sweep.config.seeds) >= 3
         return
     overrides = []
     if "hub:" in text:  # data that no test downloads: the rest of the file is checked with prompts of our own

@@ -267,8 +267,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_samples_and_keeps_the_weights(
     run.execute("generate")
     original = loop._forward
 
-    def broken(*args):
-        output = original(*args)
+    def broken(*args, **kwargs):
+        output = original(*args, **kwargs)
         return output._replace(loss=output.loss * float("nan"))
 
     monkeypatch.setattr(loop, "_forward", broken)
