@@ -36,13 +36,21 @@ def check_config(config: RunConfig, *, models: bool = True) -> dict[str, object]
         # what block influence will be is not known yet, but how many blocks it drops is
         keep_layers(config.student.prune, layers, [0.0] * layers)
     train, heldout, notes = load_run_prompts(config.prompts, objective, seed=config.seed)
+    objective = config.objective.build(sorted({sample.task for sample in train}))
     offline = config.generation.offline
     if offline.teacher is not None:
         check_offline(train, "teacher", offline.teacher)
     if offline.student is not None:
         check_offline(train, "student", offline.student)
     pairs = len(train) * config.generation.draws
-    steps = math.ceil(pairs / config.training.pairs_per_step) * config.training.rounds
+    of_round = math.ceil(pairs / config.training.pairs_per_step)
+    steps = of_round * config.training.rounds
+    refresh = config.generation.refresh
+    if refresh is not None and refresh >= of_round:
+        raise ConfigError(
+            f"no effect of generation.refresh: {refresh} in rounds of {of_round} steps; the student "
+            "answers anew in every round anyway. Lower or remove it."
+        )
     between = config.training.evaluate_steps
     if between is not None and between >= steps:
         raise ConfigError(

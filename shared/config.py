@@ -142,6 +142,14 @@ class RunConfig(Section):
                     because=f"with objective {objective.name!r}, which trains on no {side} response",
                     instead="choose another objective",
                 )
+        if "student" not in objective.sides:
+            refuse_idle(
+                self.generation,
+                "refresh",
+                where="generation.",
+                because=f"with objective {objective.name!r}, which trains on no student response",
+                instead="choose another objective",
+            )
         if self.training.rounds == 1 or "teacher" not in objective.sides:
             refuse_idle(
                 self.generation,

@@ -170,6 +170,9 @@ class GenerationConfig(Section):
     truncated: Literal["keep", "drop"] = Field("keep", description="responses cut by max_new_tokens")
     filters: FilterConfig | None = None
     draws: int = Field(1, ge=1, description="responses of each model to a prompt, each a pair of its own")
+    refresh: int | None = Field(
+        None, ge=1, description="optimiser steps between new student responses; default: a round"
+    )
     reuse_teacher: bool = Field(False, description="every round trains on the first one's teacher responses")
     offline: OfflineConfig = OfflineConfig()
 
@@ -179,6 +182,8 @@ class GenerationConfig(Section):
             refuse_idle(
                 self, "reuse_teacher", because="with offline.teacher", instead="have the teacher sample"
             )
+        if self.offline.student is not None:
+            refuse_idle(self, "refresh", because="with offline.student", instead="have the student sample")
         if self.draws > 1 and "columns" in (self.offline.teacher, self.offline.student):
             raise ValueError(f"draws: {self.draws}, and columns hold one answer a prompt; set draws: 1")
         if self.temperature == 0:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from shared.config_section import Fraction, Section, refuse_idle
+from shared.config_weights import CouplingConfig, CouplingTable, RowWeightsConfig
 from shared.errors import UserError
-from shared.objectives.objective import build_objective
+from shared.objectives.coupling import Coupling, Table, couple
+from shared.objectives.objective import SIDES, Objective, build_objective
 
 
 class AlphaConfig(Section):
@@ -64,11 +67,15 @@ class ObjectiveConfig(Section):
     alpha: AlphaConfig = AlphaConfig()
     beta: BetaConfig = BetaConfig()
     normalization: Literal["response", "token"] = "response"
+    row_weights: RowWeightsConfig = RowWeightsConfig()
+    coupling: CouplingTable = Field(
+        default_factory=dict, description="task: {teacher or student: {divergence, weight, alpha, segmenter}}"
+    )
 
     @model_validator(mode="after")
     def _known_and_all_has_effect(self) -> ObjectiveConfig:
         try:
-            objective = build_objective(self.name, self.parameters)
+            objective = self.build(tuple({*self.coupling, "instruction", "vqa"}))
         except UserError as error:  # pydantic collects these with all other problems of the file
             raise ValueError(str(error)) from None
         because, instead = f"with objective {self.name!r}", "choose distillm2"
@@ -77,5 +84,53 @@ class ObjectiveConfig(Section):
         if not objective.uses_beta:
             refuse_idle(self, "beta", because=because, instead=instead)
         if objective.is_pairwise:
-            refuse_idle(self, "normalization", because=because, instead="choose another objective")
+            refuse_idle(
+                self, "normalization", "row_weights", because=because, instead="choose another objective"
+            )
+        if not objective.needs_teacher and (self.row_weights.level == "response" or self.row_weights.tasks):
+            raise ValueError(
+                f"no effect of row_weights {because}, which asks for no distribution of the teacher and so "
+                "knows no gap; remove level: response and tasks, or choose another objective"
+            )
+        for task, sides in self.coupling.items():
+            for side, entry in sides.items():
+                self._refuse_idle_entry(objective, f"coupling.{task}.{side}", entry)
         return self
+
+    def build(self, tasks: Sequence[str]) -> Objective:
+        """The objective, with a term for each of these tasks where the coupling tells them apart.
+
+        Raises:
+            UserError: an entry for a task that is not there, or that cannot take effect.
+        """
+        objective = build_objective(self.name, self.parameters)
+        table: Table = {
+            (task, side): Coupling(entry.divergence, entry.weight, entry.alpha)
+            for task, sides in self.coupling.items()
+            for side, entry in sides.items()
+        }
+        if self.row_weights.tasks is not None and len(tasks) == 1:
+            raise UserError(
+                f"no effect of objective.row_weights.tasks: all prompts are of task {tasks[0]!r}. Remove it, "
+                "or name the tasks of the prompts (`task` of a source or a row)."
+            )
+        return couple(objective, tasks, table)
+
+    def cells(self, tasks: Sequence[str]) -> list[CouplingConfig]:
+        """The entry of each side of each task; one that says nothing where the table has none."""
+        given = {(str(task), side): e for task, sides in self.coupling.items() for side, e in sides.items()}
+        return [given.get((task, side), CouplingConfig.model_construct()) for side in SIDES for task in tasks]
+
+    def _refuse_idle_entry(self, objective: Objective, where: str, entry: CouplingConfig) -> None:
+        alpha = self.alpha
+        if entry.segmenter is not None and self.row_weights.level == "token":
+            raise ValueError(
+                f"no effect of {where}.segmenter with row_weights.level: token; remove it, or "
+                "set another level"
+            )
+        graded = entry.alpha is not None and objective.uses_alpha_curriculum and alpha.schedule != "fixed"
+        if graded and not alpha.minimum <= (entry.alpha or 0.0) <= alpha.maximum:
+            raise ValueError(
+                f"{where}.alpha is {entry.alpha}; needs alpha.minimum <= it <= alpha.maximum, "
+                f"{alpha.minimum} to {alpha.maximum}"
+            )

@@ -84,8 +84,9 @@ class Run:
         self.speaker = speaker if main else Speaker(quiet=True)
         self.workspace = Workspace(config.folder, main=main, shares=shares)
         self._done_rounds = 0
-        self._first_step = 0  # of the round at hand
-        self._sampled_from = ""  # fingerprint of the student that this round's responses come from
+        self._done_legs = 0  # of the round at hand; it has one, or as many as generation.refresh makes
+        self._first_step = 0  # of the leg at hand
+        self._sampled_from = ""  # fingerprint of the student that this leg's responses come from
 
     def execute(self, until: Stage = "report") -> None:
         """Go through the stages that are not done yet.
@@ -118,7 +119,7 @@ class Run:
                     return
                 self._train(self._done_rounds + 1, groups)
                 additions.settle()
-                if until == "train":
+                if until == "train" and self._done_legs == 0:
                     return
             self._export()
             if until == "report":
@@ -144,6 +145,7 @@ class Run:
             load_optimizer(latest, trainee.student, trainee.optimizer)
             trainee.restore(latest.step, state)
             self._done_rounds = state["done_rounds"]
+            self._done_legs = state["done_legs"]
             self._first_step = state["first_step"]
             self._sampled_from = state["sampled_from"]
             self.workspace.cut_metrics(latest.step)
@@ -186,11 +188,13 @@ class Run:
     def _sample(self, number: int) -> Sequence[Group]:
         session, roles, generation = self.session, self._objective.sides, self.config.generation
         if roles != ("reference",):  # nobody samples what the data set itself answers
-            self.speaker.stage(f"Round {number} of {self.config.training.rounds}: sampling")
+            self.speaker.stage(f"{self._title(number)}: sampling")
+        legs = session.legs(number)
+        samples = legs[self._done_legs]
         responses: dict[Role, Sequence[Response]] = {}
         trainee, checkpoints = session.trainee, find_checkpoints(self.workspace.folder)
         moved_on = trainee.step > self._first_step
-        if moved_on:  # resumed in training: a damaged response is the round's first student's to make again
+        if moved_on:  # resumed in training: a damaged response is the leg's first student's to make again
             load_weights(next(c for c in checkpoints if c.step == self._first_step), trainee.student)
         with self.workspace.timed("generate"):
             for role in roles:
@@ -207,11 +211,12 @@ class Run:
                     self.speaker.say(f"  {role}'s responses: {found.summary(offline)}")
                     continue
                 made_in = 1 if teacher and generation.reuse_teacher else number
+                part = role if teacher or len(legs) == 1 else f"{role}-{self._done_legs + 1:03d}"
                 responses[role] = session.collect(
                     session.teacher_engine() if teacher else session.student_engine(self._sampled_from),
                     role,
-                    session.train_samples,
-                    self.workspace.round_folder(made_in) / "responses" / role,
+                    session.train_samples if teacher else samples,
+                    self.workspace.round_folder(made_in) / "responses" / part,
                     sampling=session.sampling(),
                     round_number=made_in,
                     draws=generation.draws,
@@ -219,7 +224,7 @@ class Run:
         if moved_on:
             load_weights(checkpoints[-1], trainee.student)
         grouping = make_groups(
-            session.train_samples,
+            samples,
             responses,
             roles,
             truncated=generation.truncated,
@@ -239,7 +244,7 @@ class Run:
     def _train(self, number: int, groups: Sequence[Group]) -> None:
         trainee = self.session.trainee
         steps = -(-len(groups) // self.config.training.pairs_per_step)
-        self.speaker.stage(f"Round {number} of {self.config.training.rounds}: training, {steps} steps")
+        self.speaker.stage(f"{self._title(number)}: training, {steps} steps")
         with self.workspace.timed("train"), self.speaker.bar("training") as bar:
 
             def on_step(metrics: dict[str, float]) -> None:
@@ -252,17 +257,25 @@ class Run:
                 trainee,
                 groups,
                 first_step=self._first_step,
-                seed=step_seed(self.config.seed, number),
+                seed=step_seed(self.config.seed, number, *([self._done_legs] if self._done_legs else [])),
                 on_step=on_step,
                 on_checkpoint=lambda: self._save(number),
                 on_evaluate=lambda: self._measure(number),
             )
-        self._measure(number)
-        self._show_answers(number)
-        self._done_rounds = number
+        self._done_legs += 1
+        if self._done_legs == len(self.session.legs(number)):
+            trainee.alpha.end_round()
+            self._measure(number)
+            self._show_answers(number)
+            self._done_rounds, self._done_legs = number, 0
         self._first_step = trainee.step
         self._sampled_from = fingerprint_of_model(trainee.student)
         self._save(number)
+
+    def _title(self, number: int) -> str:
+        legs = len(self.session.legs(number))
+        part = f", part {self._done_legs + 1} of {legs}" if legs > 1 else ""
+        return f"Round {number} of {self.config.training.rounds}{part}"
 
     def _measure(self, round_number: int) -> None:
         """How far the student is on held-out prompts into the log; the best student so far is kept."""
@@ -315,6 +328,7 @@ class Run:
                 state={
                     **trainee.state(),
                     "done_rounds": self._done_rounds,
+                    "done_legs": self._done_legs,
                     "first_step": self._first_step,
                     "sampled_from": self._sampled_from,
                 },

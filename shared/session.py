@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,17 @@ class Session:
     heldout_samples: Sequence[Sample]
     models: Models
     trainee: Trainee
+
+    def legs(self, round_number: int) -> list[list[Sample]]:
+        """What of a round is sampled at a time: all, or the prompts of `generation.refresh` steps."""
+        refresh = self.config.generation.refresh
+        if refresh is None:
+            return [list(self.train_samples)]
+        # the next steps' prompts are drawn from all, so that the order of files does not become a curriculum
+        key = f"{self.config.seed}\0{round_number}\0"
+        shuffled = sorted(self.train_samples, key=lambda s: hashlib.sha256(f"{key}{s.id}".encode()).digest())
+        size = max(1, refresh * self.config.training.pairs_per_step // self.config.generation.draws)
+        return [shuffled[first : first + size] for first in range(0, len(shuffled), size)]
 
     def engine(self, model: PreTrainedModel, adapter: Adapter, fingerprint: str) -> TransformersEngine:
         """An engine that never samples a token which only one of the two models has."""
@@ -183,6 +195,8 @@ def open_session(
                 response_tokens=config.generation.max_new_tokens,
                 teacher_cached=config.teacher is not None and config.teacher.cache is not None,
             )
+    tasks = sorted({sample.task for sample in (*train, *heldout)})
+    objective = config.objective.build(tasks)
     steps_per_round = -(-len(train) * config.generation.draws // config.training.pairs_per_step)
     trainee = make_trainee(
         config,
@@ -191,7 +205,7 @@ def open_session(
         accelerator,
         objective,
         samples=train,
-        tasks=sorted({sample.task for sample in (*train, *heldout)}),
+        tasks=tasks,
         total_steps=steps_per_round * config.training.rounds,
         layouts=layouts,
     )

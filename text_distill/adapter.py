@@ -19,6 +19,7 @@ from shared.models.chat_template import (
     refuse_idle_arguments,
     render_chat,
     turn_end_id,
+    warn_of_dates,
     with_system_prompt,
 )
 from shared.models.loading import (
@@ -78,6 +79,7 @@ class TextAdapter:
             inspect.signature(tokenizer.apply_chat_template).parameters,
             tokenizer.name_or_path,
         )
+        warn_of_dates(tokenizer.get_chat_template(), self._template_arguments, tokenizer.name_or_path)
         turn_end = turn_end_id(tokenizer, lambda chat: self._render(chat, generate=False))
         self._turn_end = tokenizer.eos_token_id if turn_end is None else turn_end
         more_stops = stop_ids if turn_end is None else (*stop_ids, turn_end)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ from shared.types import Message, Sample, TextPart
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 TEMPLATE_INPUTS = frozenset({"tools", "documents"})  # of a chat, as opposed to settings of the rendering
 
@@ -54,6 +57,22 @@ def render_chat(sample: Sample, render: Callable[[], str]) -> str:
             f"sample {sample.id!r} ({sample.source}): the model's chat template refuses it: {error}. "
             "Change the chat, or give the model another `chat_template`."
         ) from None
+
+
+def warn_of_dates(template: str, arguments: Collection[str], model: str) -> None:
+    """Warn where a template asks for the day: a run that goes on tomorrow would read other prompts.
+
+    Args:
+        template: the Jinja source.
+        arguments: names that the configuration gives; Llama 3's `date_string` takes the place of the day.
+        model: for the message.
+    """
+    if "strftime_now" in template and "date_string" not in arguments:
+        logger.warning(
+            "the chat template of %r writes today's date into prompts: a run that is resumed or compared on "
+            "another day reads other prompts. Fix it by template_arguments (of Llama 3: date_string).",
+            model,
+        )
 
 
 def with_system_prompt(messages: tuple[Message, ...], system_prompt: str | None) -> tuple[Message, ...]:

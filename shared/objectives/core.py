@@ -114,7 +114,7 @@ def objective_loss(
         planner = RowPlanner(
             rows.starts(of_pairs=objective.is_pairwise),
             lambda *arguments: plan_of(*arguments).rows,
-            frozenset(map(row_kind, objective.terms.values())),
+            frozenset(map(row_kind, objective.all_terms)),
         )
         sums = fused_divergence(*models, planner, targets_N=rows.targets_N, buffer_bytes=buffer_bytes)
     else:

@@ -51,6 +51,7 @@ class AlphaCurriculum:
         maximum: the upper clip; at `start`, the paper's setting, α is nearly a switch at gap = m.
         per: "sample" uses each response's own gap, "batch" the cell's mean gap of the last step.
         tasks: the tasks of a mixture, each with its own m.
+        start_C: where cells differ from `start`.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class AlphaCurriculum:
         maximum: float = 0.1,
         per: Literal["sample", "batch"] = "sample",
         tasks: Sequence[str] = ("instruction",),
+        start_C: Sequence[float] | None = None,
     ) -> None:
         self.schedule = schedule
         self.start = start
@@ -70,6 +72,7 @@ class AlphaCurriculum:
         self.per = per
         self.tasks = tuple(tasks)
         self.cells = tuple(f"{side}/{task}" for side in SIDES for task in self.tasks)
+        self._start_C = [start] * len(self.cells) if start_C is None else list(start_C)
         self._gap_sum_C = [0.0] * len(self.cells)
         self._count_C = [0.0] * len(self.cells)
         self._last_gap_C: list[float | None] = [None] * len(self.cells)
@@ -95,13 +98,13 @@ class AlphaCurriculum:
     def alphas(self, gap_R: Tensor, cell_R: Tensor) -> Tensor:
         """alpha_R for responses with gap_R (probability, [-1, 1]) in cells cell_R; detached."""
         gap_R = gap_R.detach()
-        start_R = torch.full_like(gap_R, self.start)
+        start_R = _lookup(self._start_C, cell_R, like=gap_R)
         if self._mean_gap_C is None or self.schedule == "fixed":
             return start_R
         mean_R = _lookup(self._mean_gap_C, cell_R, like=gap_R)
         if self.per == "batch":
             gap_R = _lookup(self._last_gap_C, cell_R, like=gap_R)
-        graded_R = 1 - (1 - self.start) * mean_R / gap_R  # gap 0 gives -inf, replaced below
+        graded_R = 1 - (1 - start_R) * mean_R / gap_R  # gap 0 gives -inf, replaced below
         alpha_R = torch.where(gap_R > 0, graded_R.clamp(self.minimum, self.maximum), self.minimum)
         return torch.where(mean_R > 0, alpha_R, start_R)  # also start where m was never measured (NaN)
 
@@ -129,7 +132,7 @@ class AlphaCurriculum:
                 logger.warning(
                     "the mean gap of %s responses is %.3g after the first round: nothing to grade by, "
                     "so alpha stays at %g there",
-                    cell, m, self.start,
+                    cell, m, self._start_C[self.cells.index(cell)],
                 )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:

@@ -51,6 +51,12 @@ class Objective:
     name: str
     terms: Mapping[Side, Term]
     preference_lam: float | None = None
+    terms_C: tuple[Term | None, ...] = ()  # of each side of each task, where `coupling` tells tasks apart
+
+    @property
+    def all_terms(self) -> tuple[Term, ...]:
+        """Those that rows are trained by."""
+        return tuple(term for term in self.terms_C if term) or tuple(self.terms.values())
 
     @property
     def sides(self) -> tuple[Side, ...]:
@@ -65,12 +71,12 @@ class Objective:
     @property
     def needs_teacher(self) -> bool:
         """Whether the teacher's distribution is needed, not only its responses."""
-        return self.is_pairwise or any(term.divergence != "nll" for term in self.terms.values())
+        return self.is_pairwise or any(term.divergence != "nll" for term in self.all_terms)
 
     @property
     def uses_alpha_curriculum(self) -> bool:
         """Whether settings of the α curriculum take effect."""
-        return any(term.alpha_from_curriculum for term in self.terms.values())
+        return any(term.alpha_from_curriculum for term in self.all_terms)
 
     @property
     def uses_beta(self) -> bool:

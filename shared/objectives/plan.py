@@ -9,7 +9,7 @@ Shapes in names: N rows, R responses, S sides (`SIDES`), P pairs.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -149,24 +149,22 @@ def plan_rows(
     parameter_R = log_q_N.new_zeros(rows.responses)
     weight_R = log_q_N.new_zeros(rows.responses)
     rows_R = _rows_per_response(rows).to(log_q_N.dtype)
-    for side in objective.sides:
-        term, index = objective.terms[side], SIDES.index(side)
-        on_side_R = rows.side_R == index
-        kind_R[on_side_R] = int(row_kind(term))
+    for term, side, has_R in _terms(objective, rows):
+        kind_R[has_R] = int(row_kind(term))
         if term.alpha_from_curriculum:
             assert alpha_R is not None
-            parameter_R = torch.where(on_side_R, alpha_R, parameter_R)
+            parameter_R = torch.where(has_R, alpha_R, parameter_R)
         else:
-            parameter_R[on_side_R] = term.parameter
+            parameter_R[has_R] = term.parameter
         weight = term.weight.at(beta)
         if normalization == "response":
-            weight_R = torch.where(on_side_R, weight / (rows_R * counts.pairs), weight_R)
-        elif counts.rows_S[index] > 0:
-            weight_R = torch.where(on_side_R, weight / counts.rows_S[index], weight_R)
+            weight_R = torch.where(has_R, weight / (rows_R * counts.pairs), weight_R)
+        elif counts.rows_S[side] > 0:
+            weight_R = torch.where(has_R, weight / counts.rows_S[side], weight_R)
 
     weight_N = weight_R[rows.response_N]
     if row_weights_N is not None:
-        weight_N = weight_N * row_weights_N.detach()
+        weight_N = weight_N * row_weights_N.detach().to(weight_N)
     plan = RowPlan(kind_R[rows.response_N], parameter_R[rows.response_N], weight_N)
     return ResponsePlan(plan, gap_R, alpha_R, value=None)
 
@@ -208,6 +206,17 @@ def _plan_pairs(
         weight_N=weight_R[rows.response_N],
     )
     return ResponsePlan(plan, response_gaps(rows, log_p_N, log_q_N), alpha_R=None, value=value)
+
+
+def _terms(objective: Objective, rows: ResponseRows) -> Iterator[tuple[Term, int, Tensor]]:
+    """Each term with its side and which responses have it: by side, or by cell where tasks differ."""
+    if not objective.terms_C:
+        for side in objective.sides:
+            yield objective.terms[side], SIDES.index(side), rows.side_R == SIDES.index(side)
+    tasks = len(objective.terms_C) // len(SIDES)
+    for cell, term in enumerate(objective.terms_C):
+        if term is not None:
+            yield term, cell // tasks, rows.cell_R == cell
 
 
 def row_kind(term: Term) -> RowKind:

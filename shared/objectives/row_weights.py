@@ -1,10 +1,10 @@
-"""What does each row of a response count beside the others: by its segment, its task, its cell of the table?
+"""What does each row of a response count beside the others: by its segment, its task?
 
 All weights are detached, multiply the rows of a response before its mean, and have a mean of 1: over a
-response's rows for segments, over the responses for tasks and cells. None depends on how a batch is split: a
+response's rows for segments, over the responses for tasks. None depends on how a batch is split: a
 segment's weight is a function of its own response, a task's of earlier steps.
 
-Shapes in names: N rows, S segments, R responses, K tasks, C cells (`AlphaCurriculum` numbers them).
+Shapes in names: N rows, S segments, R responses, K tasks.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from shared.errors import StoreError, UserError, unknown_name
-from shared.objectives.objective import SIDES, Objective, Side, Term
+from shared.errors import StoreError
+from shared.objectives.objective import SIDES
 
 Level = Literal["token", "segment", "response"]
 
@@ -83,7 +83,7 @@ def segment_gaps(segments: Segments, log_p_N: Tensor, log_q_N: Tensor, *, side_R
 
 @dataclass(frozen=True)
 class RowWeights:
-    """A `plan.RowWeigher` for one micro-batch: hierarchical weights times those of the responses.
+    """A `plan.RowWeigher` for one micro-batch: hierarchical weights times given ones.
 
     Attributes:
         response_N: 0 .. R-1, as `ResponseRows` has it.
@@ -91,7 +91,7 @@ class RowWeights:
         part_N: each row's segment within its response.
         level: see `segment_weights`.
         tau: likewise.
-        weight_R: of whole responses, such as their task's; None for 1.
+        inner_N: given weights of rows that are multiplied in before the mean of 1 is restored; None for 1.
     """
 
     response_N: Tensor
@@ -99,7 +99,7 @@ class RowWeights:
     part_N: Tensor
     level: Level = "token"
     tau: float = math.inf
-    weight_R: Tensor | None = None
+    inner_N: Tensor | None = None
 
     def __call__(self, start: int, stop: int, log_p_N: Tensor | None, log_q_N: Tensor) -> Tensor:
         """weights_N of rows start:stop, which are whole responses, from their log-probabilities."""
@@ -111,7 +111,12 @@ class RowWeights:
             assert log_p_N is not None, "weights by gap need a teacher"
             gap_S = segment_gaps(segments, log_p_N, log_q_N, side_R=self.side_R[first:])
         weights_N = segment_weights(segments, level=self.level, gap_S=gap_S, tau=self.tau).to(log_q_N)
-        return weights_N if self.weight_R is None else weights_N * self.weight_R[response_N].to(log_q_N)
+        if self.inner_N is None:
+            return weights_N
+        weights_N = weights_N * self.inner_N[start:stop].to(log_q_N)
+        rows_R = torch.bincount(response_N - first).to(log_q_N)
+        sums_R = torch.zeros_like(rows_R).index_add(0, response_N - first, weights_N)
+        return weights_N * (rows_R / sums_R)[response_N - first]
 
 
 def task_weights(
@@ -176,78 +181,6 @@ class TaskGaps:
                 f"{list(self.tasks)}. Continue with the tasks it was written for, or start a new run."
             )
         self.gap_K = list(state["gap"])
-
-
-class Coupling(NamedTuple):
-    """What one side of one task has instead of the objective's own term; None leaves that."""
-
-    divergence: str | None = None
-    weight: float = 1.0  # beside the objective's own, of this task against the others
-    alpha: float | None = None  # the skew's α₀, or a fixed α
-
-
-def coupled_terms(
-    objective: Objective, tasks: Sequence[str], table: Mapping[tuple[str, Side], Coupling]
-) -> list[Term | None]:
-    """The term of each cell, side_index * len(tasks) + task_index; None where the objective has no such side.
-
-    Raises:
-        UserError: an entry for a task, side or divergence that there is not, or that cannot take effect.
-    """
-    if objective.is_pairwise and table:
-        raise UserError(f"no coupling in {objective.name!r}, which compares pairs; choose another objective.")
-    for (task, side), entry in table.items():
-        if task not in tasks:
-            raise UserError(unknown_name("task of the coupling", task, tasks))
-        if side not in objective.terms:
-            raise UserError(
-                f"coupling of {task} has no effect on the {side}'s responses, which {objective.name!r} does "
-                f"not train on; it has {', '.join(objective.sides)}. Remove it."
-            )
-        if entry.divergence is not None and entry.divergence not in COUPLED:
-            raise UserError(unknown_name("divergence of the coupling", entry.divergence, COUPLED))
-        if not entry.weight > 0 or (entry.alpha is not None and not 0 <= entry.alpha < 1):
-            raise UserError(
-                f"coupling of {task}, {side}: weight is {entry.weight} and alpha {entry.alpha}; give a "
-                "weight above 0 and an alpha in [0, 1)."
-            )
-        skewed = (entry.divergence or objective.terms[side].divergence).startswith("skew")
-        if entry.alpha is not None and not skewed:
-            raise UserError(f"coupling of {task}, {side}: alpha has no effect but on a skewed divergence.")
-    return [
-        _coupled(objective.terms[side], table.get((task, side), Coupling()))
-        if side in objective.terms
-        else None
-        for side in SIDES
-        for task in tasks
-    ]
-
-
-COUPLED = ("nll", "kl", "reverse_kl", "skew_kl", "skew_reverse_kl", "tvd")
-
-
-def cell_weights(
-    tasks: Sequence[str], table: Mapping[tuple[str, Side], Coupling], shares_K: Sequence[float]
-) -> list[float]:
-    """weight_C of the coupling table, with a mean of 1 over each side's responses."""
-    weights: list[float] = []
-    for side in SIDES:
-        given = [table.get((task, side), Coupling()).weight for task in tasks]
-        mean = _mean(list(zip(given, shares_K, strict=True)))
-        weights += [weight / mean for weight in given]
-    return weights
-
-
-def _coupled(term: Term, entry: Coupling) -> Term:
-    if entry.divergence is not None and entry.divergence != term.divergence:
-        skewed = entry.divergence.startswith("skew")
-        return Term(
-            entry.divergence,
-            term.weight,
-            parameter=(entry.alpha or 0.0) if skewed else 0.0,
-            alpha_from_curriculum=skewed and term.alpha_from_curriculum,
-        )
-    return term if entry.alpha is None else term._replace(parameter=entry.alpha)
 
 
 def _mean(weighted: Sequence[tuple[float, float]]) -> float:

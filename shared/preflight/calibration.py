@@ -109,6 +109,7 @@ def measure_training(session: Session, answers: int) -> Trained:
                 on_checkpoint=lambda: None,
                 on_evaluate=lambda: None,
             )
+            small.alpha.end_round()  # later rounds may look at every response's own gap
     finally:
         curriculum.disabled = was_disabled
     per_pair = statistics.fmean(

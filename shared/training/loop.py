@@ -32,6 +32,7 @@ from shared.training.distiller import Distiller
 from shared.training.layout import Layouts
 from shared.training.memory import return_freed_memory
 from shared.training.plan import MicroBatch, padding_share, plan_round
+from shared.training.weighting import Weighting
 from shared.types import Encoded, Group
 
 RETURN_MEMORY_STEPS = 8
@@ -59,6 +60,7 @@ class Trainee:
     seed: int
     total_steps: int
     layouts: Layouts
+    weighting: Weighting
     additions: Additions = NOTHING
     step: int = 0  # optimiser steps taken in the run
     best_nats: float = field(default=float("inf"))  # of the held-out measurements
@@ -72,12 +74,14 @@ class Trainee:
     def state(self) -> dict[str, object]:
         """What a checkpoint holds besides tensors."""
         best = self.best_nats if self.best_nats < float("inf") else None
-        return {"alpha": self.alpha.state_dict(), "best_nats": best}
+        weighting = self.weighting.state_dict()
+        return {"alpha": self.alpha.state_dict(), "weighting": weighting, "best_nats": best}
 
     def restore(self, step: int, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint's counters."""
         self.step = step
         self.alpha.load_state_dict(state["alpha"])
+        self.weighting.load_state_dict(state.get("weighting"))
         self.best_nats = float("inf") if state["best_nats"] is None else state["best_nats"]
 
 
@@ -100,7 +104,7 @@ def train_round(
     on_checkpoint: Callable[[], None],
     on_evaluate: Callable[[], None],
 ) -> None:
-    """Train on every pair once, from optimiser step `trainee.step`, which may lie within the round.
+    """Train on every pair once, from optimiser step `trainee.step`, which may lie among these.
 
     Args:
         trainee: the student and all it needs; its step and curriculum advance.
@@ -118,6 +122,7 @@ def train_round(
     config, processes = trainee.config, trainee.accelerator.num_processes
     prompt_tokens = [trainee.student_adapter.prompt_tokens(group.sample) for group in groups]
     response_tokens = [[len(response.token_ids) for response in group.responses] for group in groups]
+    trainee.weighting.begin_round(groups)
     assert max(map(max, response_tokens), default=0) <= trainee.layouts.response_tokens
     prints = [
         footprint(prompt, responses, trainee.layouts.student)
@@ -155,7 +160,6 @@ def train_round(
             on_evaluate()
         if not last and trainee.step % config.checkpoint_steps == 0:
             on_checkpoint()
-    trainee.alpha.end_round()
 
 
 def _optimiser_step(
@@ -197,7 +201,7 @@ def _optimiser_step(
     trainee.optimizer.step()
     trainee.optimizer.zero_grad(set_to_none=True)
     trainee.step += 1
-    metrics = statistics.observe(sums, trainee.alpha)
+    metrics = statistics.observe(sums, trainee.alpha, trainee.weighting)
     if trainee.objective.uses_beta:
         metrics["train/beta"] = beta
     if trainee.additions.auxiliary is not None:
@@ -279,7 +283,7 @@ def _forward(
 ) -> ObjectiveOutput:
     signal: Signal | None = None
     beside: Beside | None = None
-    weights_N = None
+    inner_N = None
     if trainee.teacher is not None and (objective.needs_teacher or additions.read_teacher):
         encoded = batch.teacher
         if additions.auxiliary is not None:
@@ -291,7 +295,14 @@ def _forward(
             signal, there = split_rows(signal, len(rows.teacher_rows_Y))
             beside = Beside(additions.auxiliary, there, rows)
         if additions.row_weights is not None:
-            weights_N = additions.row_weights(batch, signal)
+            inner_N = additions.row_weights(batch, signal)
+    weights_N = weigher = None
+    if objective is trainee.objective:  # what is measured beside is measured plainly
+        decode = trainee.student_adapter.decode
+        weights_N = trainee.weighting.of_responses(batch.rows)
+        weigher = trainee.weighting.within_responses(batch.groups, batch.rows, decode, inner_N)
+        if weigher is None and inner_N is not None:
+            weights_N = inner_N if weights_N is None else weights_N * inner_N
     output: ObjectiveOutput = trainee.distiller(
         batch.student.inputs,
         batch.student.rows_N,
@@ -303,6 +314,7 @@ def _forward(
         beta=beta,
         counts=counts,
         row_weights_N=weights_N,
+        row_weigher=weigher,
         beside=beside,
     )
     return output
@@ -345,12 +357,12 @@ class _StepStatistics:
         """One vector to add up over processes; its first entry is the loss."""
         return torch.cat([self._loss, self._sums_3C.flatten()])
 
-    def observe(self, sums: Tensor, alpha: AlphaCurriculum) -> dict[str, float]:
-        """Feed the curriculum with the global sums, and return what the objective has of gaps and skews."""
+    def observe(self, sums: Tensor, alpha: AlphaCurriculum, weighting: Weighting) -> dict[str, float]:
+        """Feed curriculum and weights with the global sums, and return what there is of gaps and skews."""
         count_C, gap_C, alpha_C = sums[1:].view(3, self._cells).cpu()
         if self._objective.uses_alpha_curriculum:
             alpha.observe(gap_C, count_C)
-        metrics = {}
+        metrics = weighting.observe(gap_C, count_C)
         for index, side in enumerate(SIDES):
             cells = slice(index * self._tasks, (index + 1) * self._tasks)
             count = count_C[cells].sum()

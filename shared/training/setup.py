@@ -27,7 +27,8 @@ from shared.objectives.objective import Objective
 from shared.training.distiller import Distiller
 from shared.training.layout import Layouts
 from shared.training.loop import Trainee
-from shared.types import Sample
+from shared.training.weighting import Weighting
+from shared.types import Sample, TaskName
 
 SUPPORTED_WRAPPING = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
@@ -152,7 +153,7 @@ def make_trainee(
     objective: Objective,
     *,
     samples: Sequence[Sample],
-    tasks: Sequence[str],
+    tasks: Sequence[TaskName],
     total_steps: int,
     layouts: Layouts,
 ) -> Trainee:
@@ -203,6 +204,9 @@ def make_trainee(
             maximum=alpha.maximum,
             per=alpha.per,
             tasks=tuple(tasks),
+            start_C=[
+                alpha.start if entry.alpha is None else entry.alpha for entry in config.objective.cells(tasks)
+            ],
         ),
         beta=BetaSchedule(schedule=beta.schedule, start=beta.start, maximum=beta.maximum),
         tasks=tuple(tasks),
@@ -210,6 +214,7 @@ def make_trainee(
         seed=config.seed,
         total_steps=total_steps,
         layouts=layouts,
+        weighting=Weighting(config.objective, tasks),
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from shared.check import smoke_config
 from shared.config_files import dump_config, load_config, parse_config
-from shared.errors import ConfigError
+from shared.errors import ConfigError, UserError
 from shared.yaml_text import read_yaml
 from text_distill.config import TextRunConfig
 
@@ -282,12 +282,51 @@ def test_an_override_that_leads_nowhere_is_refused(override, message):
             ["objective.name=kd", "training.pair_layout=joint"],
             "training.pair_layout: joint with objective 'kd'",
         ),
+        (["objective.row_weights={level: segment, tau: 1}"], "tau with level: segment"),
+        (["objective={name: dpkd, row_weights: {level: segment}}"], "row_weights with objective 'dpkd'"),
+        (
+            ["objective={name: seqkd, row_weights: {tasks: {gamma: 1}}}"],
+            "row_weights with objective 'seqkd', which asks for no distribution",
+        ),
+        (
+            ["objective.coupling={code: {teacher: {segmenter: lines}}}"],
+            "coupling.code.teacher.segmenter with row_weights.level: token",
+        ),
     ],
 )
 def test_a_setting_that_cannot_take_effect_is_refused_and_says_beside_which(overrides, idle):
     text = complaint(*overrides)
     assert text.startswith("run.yaml: 1 problem\n") and f"no effect of {idle}" in text
     assert "; remove " in text
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ("{row_weights: {level: response}}", "level: response needs tau, in units of probability"),
+        ("{coupling: {code: {teacher: {}}}}", "couples nothing; give divergence, weight, alpha or segmenter"),
+        ("{coupling: {cod: {teacher: {weight: 2}}}}", "'instruction', 'code', 'math', 'vqa' or 'caption'"),
+        ("{coupling: {code: {teacher: {divergence: kll}}}}", "Did you mean 'kl'"),
+        (
+            "{coupling: {code: {student: {alpha: 0.2}}}}",
+            "needs alpha.minimum <= it <= alpha.maximum, 0.01 to",
+        ),
+        ("{name: kd, coupling: {code: {student: {weight: 2}}}}", "'kd' does not train on; it has teacher"),
+    ],
+)
+def test_weights_and_coupling_say_what_they_need(objective, message):
+    assert message in complaint(f"objective={objective}")
+
+
+def test_a_coupling_is_read_into_terms_and_cells():
+    config = parse("objective.coupling={code: {student: {alpha: 0.05, weight: 2}}}").objective
+    assert [entry.alpha for entry in config.cells(["code", "vqa"])] == [None, None, 0.05, None, None, None]
+    assert config.build(["code", "vqa"]).terms_C[2].parameter == 0.05
+    with pytest.raises(UserError, match="unknown task of the coupling 'code'"):
+        config.build(["vqa"])
+    alone = parse("objective.row_weights={tasks: {gamma: 1}}").objective
+    with pytest.raises(UserError, match=r"row_weights\.tasks: all prompts are of task 'math'"):
+        alone.build(["math"])
 
 
 @pytest.mark.parametrize(

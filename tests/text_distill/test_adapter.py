@@ -356,3 +356,14 @@ def test_a_model_without_chat_template_is_refused_by_name(tmp_path):
     save_tiny_model(tmp_path, tokenizer_options={"chat_template": None})
     with pytest.raises(UserError, match="no chat template"):
         TextAdapterKind().open(ModelRef(name=str(tmp_path)))
+
+
+@pytest.mark.parametrize(("arguments", "warned"), [({}, True), ({"date_string": "26 Jul 2024"}, False)])
+def test_a_template_that_writes_the_day_is_warned_of(caplog, arguments, warned):
+    # as Llama 3's
+    template = (
+        "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+        "Today is {{ date_string }}." + CHAT_TEMPLATE
+    )
+    TextAdapter(tiny_tokenizer(chat_template=template), template_arguments=arguments)
+    assert ("writes today's date into prompts" in caplog.text) == warned

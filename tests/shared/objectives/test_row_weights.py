@@ -6,16 +6,13 @@ import pytest
 import torch
 
 from objective_references import random_batch
-from shared.errors import StoreError, UserError
+from shared.errors import StoreError
 from shared.objectives.core import objective_loss
-from shared.objectives.objective import SIDES, Term, Weight, build_objective
+from shared.objectives.objective import SIDES, build_objective
 from shared.objectives.row_weights import (
-    Coupling,
     RowWeights,
     Segments,
     TaskGaps,
-    cell_weights,
-    coupled_terms,
     segment_gaps,
     segment_weights,
     task_weights,
@@ -53,8 +50,8 @@ def by_hand(log_p_N, log_q_N, level, tau):
     return torch.tensor(weights, dtype=F64)
 
 
-def weigher(level="token", tau=math.inf, weight_R=None):
-    return RowWeights(RESPONSE_N, SIDE_R, PART_N, level, tau, weight_R)
+def weigher(level="token", tau=math.inf, inner_N=None):
+    return RowWeights(RESPONSE_N, SIDE_R, PART_N, level, tau, inner_N)
 
 
 def test_segments_are_numbered_through():
@@ -122,13 +119,15 @@ def test_weights_carry_no_gradient_and_do_not_see_other_responses():
     assert torch.equal(torch.cat(parts[:3]), together) and torch.equal(parts[3], together[6:])
 
 
-def test_weights_of_responses_multiply_those_of_their_rows():
+def test_given_weights_of_rows_are_multiplied_in_and_the_mean_is_1_again():
     log_p_N, log_q_N = random_logs()
-    weight_R = torch.tensor([2.0, 0.5, 0.5])
-    both = weigher("segment", weight_R=weight_R)(0, 11, log_p_N, log_q_N)
-    alone = weigher("segment")(0, 11, log_p_N, log_q_N)
-    assert torch.allclose(both, alone * weight_R.double()[RESPONSE_N])
-    assert torch.equal(weigher("segment", weight_R=weight_R)(7, 11, log_p_N[7:], log_q_N[7:]), both[7:])
+    inner_N = torch.tensor([2.0, 0.5, 1.0, 1.0, 0.5, 1.0, 1.0, 3.0, 0.2, 0.4, 0.4])
+    both = weigher("segment", inner_N=inner_N)(0, 11, log_p_N, log_q_N)
+    alone = weigher("segment")(0, 11, log_p_N, log_q_N) * inner_N.double()
+    for response in range(3):
+        rows = response == RESPONSE_N
+        assert torch.allclose(both[rows], alone[rows] / alone[rows].mean())
+    assert torch.equal(weigher("segment", inner_N=inner_N)(7, 11, log_p_N[7:], log_q_N[7:]), both[7:])
 
 
 @pytest.mark.parametrize("level", ["segment", "response"])
@@ -203,43 +202,3 @@ def test_moving_averages_of_gaps_survive_a_checkpoint():
     assert again.gap_K == gaps.gap_K
     with pytest.raises(StoreError, match=r"of \['code', 'math'\], this run's of \['vqa'\]"):
         TaskGaps(["vqa"]).load_state_dict(gaps.state_dict())
-
-
-# --- the coupling table -------------------------------------------------------------------------------------
-
-DISTILLM2 = build_objective("distillm2", {})
-
-
-def test_an_empty_table_is_the_objective_itself():
-    teacher, student = DISTILLM2.terms["teacher"], DISTILLM2.terms["student"]
-    assert coupled_terms(DISTILLM2, ["code", "vqa"], {}) == [teacher, teacher, student, student, None, None]
-    assert cell_weights(["code", "vqa"], {}, [3, 1]) == [1] * 6
-
-
-def test_entries_change_their_own_cell():
-    table = {("vqa", "teacher"): Coupling("kl", weight=3.0), ("code", "student"): Coupling(alpha=0.3)}
-    terms = coupled_terms(DISTILLM2, ["code", "vqa"], table)
-    assert terms[1] == Term("kl", Weight(1.0, -1.0)) and terms[0] == DISTILLM2.terms["teacher"]
-    assert terms[2] == DISTILLM2.terms["student"]._replace(parameter=0.3)
-    # the mean over a side's responses stays 1: three code to one vqa
-    assert cell_weights(["code", "vqa"], table, [3, 1])[:2] == pytest.approx([1 / 1.5, 3 / 1.5])
-    swapped = coupled_terms(DISTILLM2, ["vqa"], {("vqa", "teacher"): Coupling("skew_reverse_kl")})
-    assert swapped[0].alpha_from_curriculum and swapped[0].divergence == "skew_reverse_kl"
-
-
-@pytest.mark.parametrize(
-    ("name", "cell", "entry", "said"),
-    [
-        ("distillm2", ("math", "teacher"), {}, "unknown task of the coupling 'math'"),
-        ("distillm2", ("code", "reference"), {}, "has no effect on the reference's responses"),
-        ("kd", ("code", "student"), {}, "'kd' does not train on; it has teacher"),
-        ("distillm2", ("code", "teacher"), {"divergence": "skew_lk"}, "Did you mean 'skew_kl'"),
-        ("distillm2", ("code", "teacher"), {"weight": 0}, "weight above 0"),
-        ("distillm2", ("code", "teacher"), {"alpha": 1.0}, r"alpha in \[0, 1\)"),
-        ("kd", ("code", "teacher"), {"alpha": 0.1}, "alpha has no effect but on a skewed divergence"),
-        ("dpkd", ("code", "teacher"), {}, "no coupling in 'dpkd'"),
-    ],
-)
-def test_entries_that_cannot_take_effect(name, cell, entry, said):
-    with pytest.raises(UserError, match=said):
-        coupled_terms(build_objective(name, {}), ["code", "vqa"], {cell: Coupling(**entry)})
