@@ -14,6 +14,7 @@ from eval.browser import Seen, samples_section
 from eval.models import Local
 from eval.run_tasks import Comparison, ask, compare_tasks, samples_without_teacher, scores_of
 from eval.sections import ROLES, Evaluation, comparison, comparison_sections, summary_section
+from eval.task import Task
 from eval.tasks.agreement import METRICS, TASK, Agreement, agreement, micro_batches
 from eval.thumbnails import Gallery
 from shared.data.pairs import make_groups
@@ -23,7 +24,7 @@ from shared.models.references import ModelRef
 from shared.models.teachers import LocalTeacher, fingerprint_of_model
 from shared.progress import Bar
 from shared.report.formats import plus_minus
-from shared.report.sections import Browser, KeyValues, RoleName
+from shared.report.sections import Browser, KeyValues, RoleName, Section
 from shared.run import Outcome, Run
 from shared.session import sampling_dtype
 from shared.types import Group, Response, Sample
@@ -95,7 +96,9 @@ def _without_teacher(run: Run) -> Outcome:
         (name, f"{plus_minus(score['value'], score['stderr'])} (start {plus_minus(before['value'], None)})")
         for (name, score), before in zip(scores["student"].items(), scores["start"].values(), strict=True)
     ]
-    sections = [KeyValues("Tasks", dict(figures)), samples_without_teacher(run)] if figures else []
+    sections: list[Section] = []
+    if figures:
+        sections = [KeyValues("Tasks", dict(figures)), samples_without_teacher(run)]
     return Outcome({"scores": scores, "retention": {}, "gap_closed": {}}, sections, figures)
 
 
@@ -110,7 +113,9 @@ def _held_out_answers(
 ) -> Browser:
     """Every held-out prompt with its images and the greedy responses of all three."""
     records = {role: reply_records(samples, found[role], greedy[role]) for role in ROLES}
-    tasks = {name: replace(TASK, name=name) for name in dict.fromkeys(sample.task for sample in samples)}
+    tasks: dict[str, Task] = {
+        name: replace(TASK, name=name) for name in dict.fromkeys(sample.task for sample in samples)
+    }
     task_of = {sample.id: sample.task for sample in samples}
     seen = [
         Seen(

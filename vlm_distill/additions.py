@@ -32,7 +32,12 @@ def vision_additions(session: Session) -> Additions:
     config = session.config
     assert isinstance(config, VlmRunConfig), type(config)
     caches = _tower_caches(session, config)
-    additions: dict[str, Any] = {"settle": lambda: [cache.commit() for cache in caches]}
+
+    def settle() -> None:
+        for cache in caches:
+            cache.commit()
+
+    additions: dict[str, Any] = {"settle": settle}
     if config.vision.clip_filter is not None:
         additions["screen"] = _clip_filter(session, config)
     if config.vision.advantage is not None:

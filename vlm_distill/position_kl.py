@@ -70,16 +70,18 @@ class PositionKL:
             seen = self._places(group.sample)
             total = sum(map(len, seen[0]))
             for ours, theirs in zip(*seen, strict=True):
-                slices = []
+                slices: list[slice] = []
                 for model, places in enumerate((ours, theirs)):
                     begin = len(rows[model])
                     rows[model].extend(starts[model] + position for position, _ in places)
                     slices.append(slice(begin, len(rows[model])))
                 cells = (tuple(cell for _, cell in places) for places in (ours, theirs))
                 shares = area_shares(*cells) if self._matching == "grid" else None
-                matches.append(PictureMatch(*slices, shares, len(ours) / total))
+                student_tokens, teacher_tokens = slices
+                matches.append(PictureMatch(student_tokens, teacher_tokens, shares, len(ours) / total))
         device = student.rows_N.device
-        return Activations(*(torch.tensor(r, dtype=torch.long, device=device) for r in rows), matches)
+        ours_P, theirs_P = (torch.tensor(r, dtype=torch.long, device=device) for r in rows)
+        return Activations(ours_P, theirs_P, matches)
 
     def __call__(self, student: Dense, teacher: Dense, matches: Sequence[PictureMatch]) -> Tensor:
         """The sum over the micro-batch's samples."""

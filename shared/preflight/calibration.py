@@ -15,7 +15,7 @@ from shared.generation.transformers_engine import TransformersEngine
 from shared.session import Session
 from shared.training.layout import made_up_group
 from shared.training.loop import train_round
-from shared.types import Request, Role, Sample
+from shared.types import Group, Request, Role, Sample
 
 MEASURED_TOKENS = 8  # decoded in a batch
 MICRO_BATCHES = 2  # of a measured optimiser step
@@ -86,7 +86,7 @@ def measure_training(session: Session, answers: int) -> Trained:
         for group in groups
     ]
     budget, taken = MICRO_BATCHES * trainee.config.micro_batch_tokens, 0
-    chosen = []
+    chosen: list[Group] = []
     for group, (prompt, responses) in zip(groups, lengths, strict=True):
         taken += footprint(prompt, responses, trainee.layouts.student).tokens
         if chosen and taken > budget:

@@ -152,10 +152,10 @@ def activation_bytes(
         output = backbone(inputs_embeds=inputs, attention_mask=mask, use_cache=False)
     del output
     model.train(was_training)
-    total = sum(storage.nbytes() for storage in kept.values())
+    total = sum(int(storage.nbytes()) for storage in kept.values())
     if not checkpointing:
         return total
-    blocks = causal_lm_of(model).config.get_text_config(decoder=True).num_hidden_layers
+    blocks: int = causal_lm_of(model).config.get_text_config(decoder=True).num_hidden_layers
     return total // blocks + blocks * inputs.nbytes
 
 
