@@ -203,14 +203,13 @@ def build_app(modality: Modality[Config]) -> typer.Typer:
 
     def runs_of(checked: Config | RecipeConfig | Sweep[Config]) -> Iterator[tuple[str, RunConfig | str]]:
         """Each run by name; of a recipe's, those that wait for models are told with what they wait for."""
-        if isinstance(checked, Sweep):
-            checked = checked.one_each()[0]
-        if isinstance(checked, RunConfig):
-            yield checked.name, checked
+        one = checked.one_each()[0] if isinstance(checked, Sweep) else checked
+        if isinstance(one, RunConfig):
+            yield one.name, one
             return
-        for stage in checked.stages:
+        for stage in one.stages:
             if stage.kind == "run":
-                waits = waiting_for(stage, checked, products)
+                waits = waiting_for(stage, one, products)
                 yield stage.name, f"made by {', '.join(waits)}, not there yet" if waits else stage.run
 
     def check_models_of(title: str, config: RunConfig | str, *, estimate: bool, quiet: bool) -> Findings:

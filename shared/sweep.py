@@ -163,7 +163,7 @@ def open_sweep(
     config_class: type[Config],
     source: str,
     *,
-    smoke: Callable[[Config], Config] | None = None,
+    smoke: Callable[[Any], Any] | None = None,
 ) -> Sweep[Config]:
     """Check a sweep and every run that it may come to.
 
@@ -205,7 +205,7 @@ def execute_sweep(
     run: Callable[[Config], None],
     speaker: Speaker,
     *,
-    told: Callable[[Sequence[Result]], None],
+    told: Callable[[Sequence[Result]], object],
 ) -> list[Result]:
     """Go through the runs that are not finished.
 
