@@ -78,7 +78,9 @@ def test_a_value_comes_back_as_it_went(value: object) -> None:
     assert same(through(value), value)
 
 
-@pytest.mark.parametrize("value", [2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 7 << 20_000, "\ud800"], ids=range(6))
+@pytest.mark.parametrize(
+    "value", [2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 7 << 20_000, "\ud800"], ids=range(6)
+)
 def test_edges(value: object) -> None:
     assert through(value) == value
 
