@@ -55,7 +55,7 @@ def size(count: float) -> str:
 def duration(seconds: float) -> str:
     """Seconds as a person reads them."""
     if seconds < 0.995:
-        return f"{seconds * 1000:.2g} ms"
+        return f"{seconds * 1000:.2g} ms" if seconds < 0.0995 else f"{seconds * 1000:.0f} ms"
     if seconds < 99.5:
         return f"{seconds:.2g} s"
     return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.3g} h"

@@ -111,7 +111,7 @@ def outline(ref: ModelRef, *, dtype: torch.dtype) -> PreTrainedModel:
         sees = hasattr(config, "vision_config")
         auto_class: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
         model: PreTrainedModel = auto_class.from_config(config, dtype=dtype).eval()
-    return model
+    return model.to("meta")  # parts that a model insists on making elsewhere, too
 
 
 def activation_bytes(

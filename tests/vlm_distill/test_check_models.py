@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+from assembly_specs import assembly
 from shared.config_files import parse_config
 from shared.preflight.check import check_models
 from vlm_builders import llava, picture, qwen2_5_vl, save_tiny_vlm
 from vlm_distill.adapter import VlmAdapterKind
+from vlm_distill.assembly import assemble
 from vlm_distill.config import VlmRunConfig
 
 
@@ -46,3 +48,27 @@ def test_models_of_different_families_are_compared_and_measured(tmp_path):
     assert len(distances) == 4 and max(distances) < 1e-4
     assert found.facts["seconds of a round"]["training"] > 0
     assert not (tmp_path / "run").exists()
+
+
+def test_an_assembled_model_is_sized_and_measured_by_its_parts(tmp_path):
+    assemble(assembly("resnet"), tmp_path / "model", seed=0)
+    picture().save(tmp_path / "0.png")
+    for name in ("train", "heldout"):
+        row = {"prompt": f"{name}: is it red?", "image": "0.png"}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    config = parse_config(
+        f"""
+        name: seen
+        output: {tmp_path}/run
+        teacher: {{model: {tmp_path}/model, dtype: float32}}
+        student: {{model: {tmp_path}/model, parts: {{tower: frozen}}}}
+        prompts: {{train: [{{path: {tmp_path}/train.jsonl}}], heldout: [{{path: {tmp_path}/heldout.jsonl}}]}}
+        generation: {{max_new_tokens: 4}}
+        training: {{pairs_per_step: 4, learning_rate: 1e-3}}
+        """,
+        VlmRunConfig,
+    )
+    found = check_models(config, VlmAdapterKind(), prompts=1, heldout=1, estimate=False)
+    assert not found.problems, found.problems
+    distances = [value for key, value in found.facts.items() if key.startswith("distance to itself")]
+    assert distances and max(distances) < 1e-4
