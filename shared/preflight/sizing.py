@@ -110,8 +110,9 @@ def outline(ref: ModelRef, *, dtype: torch.dtype) -> PreTrainedModel:
             config = load_config(ref)
         sees = hasattr(config, "vision_config")
         auto_class: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-        model: PreTrainedModel = auto_class.from_config(config, dtype=dtype).eval()
-    return model.to("meta")  # parts that a model insists on making elsewhere, too
+        # parts that a model insists on making elsewhere go there, too
+        model: PreTrainedModel = auto_class.from_config(config, dtype=dtype).eval().to("meta")
+    return model
 
 
 def activation_bytes(
