@@ -34,7 +34,7 @@ def test_the_shipped_recipe_checks() -> None:
     result = CliRunner().invoke(app, ["check", str(RECIPE), "--json"])
     assert result.exit_code == 0, result.exception
     facts = json.loads(result.stdout)
-    assert facts["stage teacher"] == "run, after teacher-start: sft, 38575 prompts"
+    assert facts["stage teacher"] == "run, after teacher-start: sft, 28000 prompts"
     assert facts["stage student"].startswith("run, after teacher,student-start: distillm2")
 
 
