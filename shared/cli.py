@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, NamedTuple, NoReturn, TypeVar
 
@@ -247,7 +248,7 @@ def build_app(modality: Modality[Config]) -> typer.Typer:
         def one_run(config: RunConfig) -> None:
             run_once(modality, config, until, speaker)
 
-        try:
+        with _interruptible():
             if isinstance(config, RecipeConfig):
                 if until != "report":
                     raise UserError(
@@ -266,10 +267,6 @@ def build_app(modality: Modality[Config]) -> typer.Typer:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(0)
-        except KeyboardInterrupt:
-            # here, because typer swallows it
-            typer.secho(f"\n{_INTERRUPTED}", fg="yellow", err=True)
-            raise typer.Exit(INTERRUPTED) from None
 
     @app.command()
     def run(config: ConfigPath, overrides: Overrides = None, smoke: Smoke = False) -> None:
@@ -305,14 +302,11 @@ def build_app(modality: Modality[Config]) -> typer.Typer:
             run.execute()
             run.close()
 
-        try:
+        with _interruptible():
             results = execute_sweep(
                 wanted, one_run, speaker, told=lambda results: write_sweep(wanted, results)
             )
             say_sweep(write_sweep(wanted, results), speaker, wanted.folder)
-        except KeyboardInterrupt:
-            typer.secho(f"\n{_INTERRUPTED}", fg="yellow", err=True)
-            raise typer.Exit(INTERRUPTED) from None
 
     @app.command()
     def generate(config: ConfigPath, overrides: Overrides = None) -> None:
@@ -335,6 +329,16 @@ def build_app(modality: Modality[Config]) -> typer.Typer:
         execute(config, overrides, "report")
 
     return app
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C is one message and an exit code of its own; caught here, because typer swallows it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.secho(f"\n{_INTERRUPTED}", fg="yellow", err=True)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def find_templates(folder: str) -> dict[str, str]:
