@@ -21,7 +21,7 @@ from shared.config_files import load_config
 from shared.models.references import ModelRef
 from shared.models.students import make_student
 from shared.objectives.objective import build_objective
-from shared.preflight.check import AS_ASKED, Plan, estimate_time, size_up
+from shared.preflight.needs import AS_ASKED, Plan, estimate_time, size_up
 from shared.preflight.page import Findings, duration, size
 from shared.preflight.sizing import outline, shape_of
 from shared.preflight.survey import Readers

@@ -13,6 +13,22 @@ from vlm_distill.assembly import assemble
 from vlm_distill.config import VlmRunConfig
 
 
+def configuration(folder, teacher: str, student: str, *, micro_batch_tokens: int = 4096) -> VlmRunConfig:
+    """A run in a folder that holds both models and both prompt files."""
+    return parse_config(
+        f"""
+        name: seen
+        output: {folder}/run
+        teacher: {{model: {folder}/{teacher}, dtype: float32}}
+        student: {{model: {folder}/{student}, parts: {{tower: frozen}}}}
+        prompts: {{train: [{{path: {folder}/train.jsonl}}], heldout: [{{path: {folder}/heldout.jsonl}}]}}
+        generation: {{max_new_tokens: 4}}
+        training: {{pairs_per_step: 4, learning_rate: 1e-3, micro_batch_tokens: {micro_batch_tokens}}}
+        """,
+        VlmRunConfig,
+    )
+
+
 def test_models_of_different_families_are_compared_and_measured(tmp_path):
     save_tiny_vlm(tmp_path / "teacher", qwen2_5_vl())
     save_tiny_vlm(tmp_path / "student", llava())
@@ -25,18 +41,7 @@ def test_models_of_different_families_are_compared_and_measured(tmp_path):
             for index in range(offset, offset + 4)
         ]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = parse_config(
-        f"""
-        name: seen
-        output: {tmp_path}/run
-        teacher: {{model: {tmp_path}/teacher, dtype: float32}}
-        student: {{model: {tmp_path}/student, parts: {{tower: frozen}}}}
-        prompts: {{train: [{{path: {tmp_path}/train.jsonl}}], heldout: [{{path: {tmp_path}/heldout.jsonl}}]}}
-        generation: {{max_new_tokens: 4}}
-        training: {{pairs_per_step: 4, learning_rate: 1e-3, micro_batch_tokens: 200}}
-        """,
-        VlmRunConfig,
-    )
+    config = configuration(tmp_path, "teacher", "student", micro_batch_tokens=200)
     found = check_models(config, VlmAdapterKind(), prompts=4, heldout=4, estimate=False)
     assert not found.problems, found.problems
     assert found.facts["student's tokens per image"] == 16  # a square of 4 x 4
@@ -56,18 +61,7 @@ def test_an_assembled_model_is_sized_and_measured_by_its_parts(tmp_path):
     for name in ("train", "heldout"):
         row = {"prompt": f"{name}: is it red?", "image": "0.png"}
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
-    config = parse_config(
-        f"""
-        name: seen
-        output: {tmp_path}/run
-        teacher: {{model: {tmp_path}/model, dtype: float32}}
-        student: {{model: {tmp_path}/model, parts: {{tower: frozen}}}}
-        prompts: {{train: [{{path: {tmp_path}/train.jsonl}}], heldout: [{{path: {tmp_path}/heldout.jsonl}}]}}
-        generation: {{max_new_tokens: 4}}
-        training: {{pairs_per_step: 4, learning_rate: 1e-3}}
-        """,
-        VlmRunConfig,
-    )
+    config = configuration(tmp_path, "model", "model")
     found = check_models(config, VlmAdapterKind(), prompts=1, heldout=1, estimate=False)
     assert not found.problems, found.problems
     distances = [value for key, value in found.facts.items() if key.startswith("distance to itself")]
