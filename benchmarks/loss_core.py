@@ -4,7 +4,8 @@
 
 Each case runs DistiLLM-2 forward and backward on pairs of responses, from hidden states to the gradients of
 hidden states and, where it is trained, of the head. Contestants take turns (A B A B ...) in one process; a
-ratio is the median of the rounds' ratios. Peak memory is measured in a process of its own for each.
+ratio is the median of the rounds' ratios. Peak memory is measured apart from time; on a CPU, whose count
+cannot be reset, in a process of its own for each.
 
     fused           this project's loss
     products        only the products that it makes, in the same chunks and buffers: it cannot be faster
@@ -72,23 +73,27 @@ class Inputs(NamedTuple):
     counts: GlobalCounts
 
 
+HEADS = ("frozen", "trained")
 FULL = (
-    *(Case(512, 49_152, 576, 64, head) for head in ("frozen", "trained")),
-    *(Case(512, 151_936, 896, response, head) for head in ("frozen", "trained") for response in (64, 256)),
+    *(Case(512, 49_152, 576, 64, head) for head in HEADS),
+    *(Case(512, 151_936, 896, response, head) for head in HEADS for response in (64, 256)),
     Case(512, 49_152, 576, 64, "frozen", "bfloat16"),
     Case(512, 32_000, 2048, 64, "frozen"),
     Case(256, 262_144, 640, 32, "frozen"),
+    Case(2048, 49_152, 576, 64, "frozen"),
 )
 ON_A_GPU = tuple(
-    Case(8192, vocabulary, width, 256, head, "bfloat16")
-    for vocabulary, width in ((32_000, 4096), (151_936, 2048), (262_144, 2304))
-    for head in ("frozen", "trained")
+    Case(rows, vocabulary, width, min(256, rows // 2), head, "bfloat16")
+    for vocabulary, width in ((32_000, 4096), (49_152, 960), (151_936, 2048), (262_144, 2304))
+    for head in HEADS
+    for rows in (256, 2048, 8192)
 )
 SHORT = tuple(Case(256, 49_152, 576, 64, head) for head in ("frozen", "trained"))
 FULL_MEMORY = (
-    *(Case(rows, 151_936, 896, 64, head) for head in ("frozen", "trained") for rows in (512, 2048)),
+    *(Case(rows, 151_936, 896, 64, head) for head in HEADS for rows in (512, 2048)),
     Case(2048, 151_936, 896, 256, "frozen"),
 )
+MEMORY_ON_A_GPU = tuple(case for case in ON_A_GPU if case.rows > 256)
 
 
 def inputs_of(case: Case) -> Inputs:
@@ -288,8 +293,9 @@ def time_case(case: Case, names: Sequence[str], rounds: int) -> dict[str, Any]:
         for name in names
     }
     losses = {name: float(loss) for name, loss in values.items() if loss is not None}
+    allowed = 1e-3 if case.dtype == "float32" else 3e-2  # TRL's logits have the head's precision
     for loss in losses.values():
-        assert abs(loss - losses["fused_gkd"]) < 1e-3 * abs(loss) + 1e-6, losses
+        assert abs(loss - losses["fused_gkd"]) < allowed * abs(loss) + 1e-6, losses
     return {
         **case._asdict(),
         "seconds": {name: round(statistics.median(times), 4) for name, times in seconds.items()},
@@ -309,6 +315,8 @@ def measure_memory(case: Case, name: str) -> float:
         4 * case.vocabulary * case.width if case.head == "trained" else 0
     )
     if DEVICE == "cuda":
+        CONTESTANTS[name](inputs)  # the libraries' own workspaces are there afterwards
+        inputs.student_hidden_ND.grad = inputs.student_head.weight_VD.grad = None
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         CONTESTANTS[name](inputs)
@@ -333,9 +341,12 @@ def measure_memory(case: Case, name: str) -> float:
 
 
 def memory_case(case: Case, names: Sequence[str], threads: int) -> dict[str, Any]:
-    """Peak memory of each contestant, each in a process of its own."""
+    """Peak memory of each contestant."""
     megabytes = {}
     for name in names:
+        if DEVICE == "cuda":
+            megabytes[name] = round(measure_memory(case, name), 1)
+            continue
         arguments = ["--memory-of", name, "--case", json.dumps(case), "--threads", str(threads)]
         child = subprocess.run(
             [sys.executable, __file__, *arguments], check=True, capture_output=True, text=True
@@ -387,8 +398,8 @@ def main() -> None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(results, indent=2) + "\n")
 
-    full = FULL + ON_A_GPU if DEVICE == "cuda" else FULL
-    for case in SHORT if arguments.short else full:
+    times, memories = (FULL, FULL_MEMORY) if DEVICE == "cpu" else (FULL + ON_A_GPU, MEMORY_ON_A_GPU)
+    for case in SHORT if arguments.short else times:
         logits_gib = 4 * case.rows * case.vocabulary / 2**30
         full_logits_fit = logits_gib < (4 if DEVICE == "cuda" else 0.25)  # they take ten times this and more
         names = [
@@ -397,7 +408,7 @@ def main() -> None:
             if (full_logits_fit or name not in HOLD_LOGITS) and (not name.startswith("trl") or has_trl())
         ]
         record("time", time_case(case, names, arguments.rounds))
-    for case in SHORT[:1] if arguments.short else FULL_MEMORY:
+    for case in SHORT[:1] if arguments.short else memories:
         names = ("fused", "plain", "naive") if arguments.short else ("fused",)
         record("memory", memory_case(case, names, arguments.threads))
 

@@ -75,6 +75,10 @@ ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file;
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings that replace the file's.")
 ]
+Only = Annotated[
+    list[str] | None,
+    typer.Option("--only", metavar="SETTING", help="Run this setting of the sweep; can be given again."),
+]
 Smoke = Annotated[bool, typer.Option("--smoke", help="Every stage on a handful of samples, in NAME-smoke.")]
 
 
@@ -274,7 +278,9 @@ def build_app(modality: Modality[Config]) -> typer.Typer:
         execute(config, overrides, "report", smoke=smoke)
 
     @app.command()
-    def sweep(config: ConfigPath, overrides: Overrides = None, smoke: Smoke = False) -> None:
+    def sweep(
+        config: ConfigPath, overrides: Overrides = None, smoke: Smoke = False, only: Only = None
+    ) -> None:
         """Compare settings of one run over learning rates and seeds. Run again, it goes on where it was."""
         from shared.progress import Speaker
 
@@ -284,13 +290,14 @@ def build_app(modality: Modality[Config]) -> typer.Typer:
                 f"{config} names no settings to compare. Use: {modality.program} run {config}, or write a "
                 "sweep as docs/SWEEPS.md shows."
             )
+        wanted = wanted.only(only) if only else wanted
         check_sweep(wanted)
         for run in wanted.one_each():
             modality.check_evaluation(run.evaluation, True)
         speaker = Speaker()
         from shared.models.loaded_once import LoadedOnce  # seconds of imports
         from shared.run import Run
-        from shared.sweep_report import say_sweep, write_sweep
+        from shared.sweep_report import say_sweep, sweep_data, write_sweep
 
         runs = wanted.configs.values()
         kind = LoadedOnce(
@@ -303,10 +310,10 @@ def build_app(modality: Modality[Config]) -> typer.Typer:
             run.close()
 
         with _interruptible():
-            results = execute_sweep(
-                wanted, one_run, speaker, told=lambda results: write_sweep(wanted, results)
-            )
-            say_sweep(write_sweep(wanted, results), speaker, wanted.folder)
+            # of some settings nothing is written: another process may be at the others
+            told = sweep_data if only else write_sweep
+            results = execute_sweep(wanted, one_run, speaker, told=lambda results: told(wanted, results))
+            say_sweep(told(wanted, results), speaker, None if only else wanted.folder)
 
     @app.command()
     def generate(config: ConfigPath, overrides: Overrides = None) -> None:

@@ -98,6 +98,21 @@ class Sweep(NamedTuple, Generic[Config]):
         )
         return settings * (rates + seeds - 1)
 
+    def only(self, names: Sequence[str]) -> Sweep[Config]:
+        """The same folder and runs, of some settings.
+
+        Raises:
+            UserError: no setting of that name.
+        """
+        for name in names:
+            if name not in self.config.settings:
+                raise UserError(unknown_name("setting", name, self.config.settings))
+        settings = {name: changes for name, changes in self.config.settings.items() if name in names}
+        return self._replace(
+            config=self.config.model_copy(update={"settings": settings}),
+            configs={of: run for of, run in self.configs.items() if of.setting in names},
+        )
+
     def one_each(self) -> list[Config]:
         """The first run of every setting."""
         first: dict[str, Config] = {}

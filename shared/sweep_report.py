@@ -37,11 +37,12 @@ def write_sweep(sweep: Sweep[Any], results: Sequence[Result]) -> dict[str, Any]:
     return data
 
 
-def say_sweep(data: Mapping[str, Any], speaker: Speaker, folder: Path) -> None:
-    """The table, and where the page is."""
+def say_sweep(data: Mapping[str, Any], speaker: Speaker, folder: Path | None) -> None:
+    """The table, and where the page is, if one was written."""
     columns, rows = _table(data)
     speaker.table(columns, [[cell(value) for value in row] for row in rows])
-    speaker.stage(f"Report: {folder / NAME}.html")
+    if folder is not None:
+        speaker.stage(f"Report: {folder / NAME}.html")
 
 
 def sweep_data(sweep: Sweep[Any], results: Sequence[Result]) -> dict[str, Any]:

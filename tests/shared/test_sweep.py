@@ -69,9 +69,13 @@ def test_a_whole_sweep_then_nothing_twice_and_no_other_setting_in_its_folder(fol
         return generate(self, requests, sampling)
 
     monkeypatch.setattr(TransformersEngine, "generate", counted)
+    root = folder / "sweep"
+    part = invoke("sweep", folder / "sweep.yaml", "--only", "kd")
+    assert part.exit_code == 0 and "sweep.html" not in part.output
+    assert [path.name[:2] for path in root.iterdir()] == ["kd"] * 3
     result = invoke("sweep", folder / "sweep.yaml")
     assert result.exit_code == 0, (result.output, result.exception)
-    root = folder / "sweep"
+    assert result.output.count("is there already") == 3
     data = json.loads((root / "sweep.json").read_text())
     assert len(data["runs"]) == 6 and all(run["finite"] for run in data["runs"])
     for name in ("kd", "fixed"):
@@ -160,6 +164,11 @@ def test_a_recipe_is_no_run(tmp_path) -> None:
 def test_mistakes_are_named_before_anything_runs(changes, message) -> None:
     with pytest.raises(ConfigError, match=message):
         opened(**changes)
+
+
+def test_a_setting_that_it_does_not_have_is_named() -> None:
+    with pytest.raises(UserError, match=r"(?s)unknown setting 'kdd'.*fixed, kd.*Did you mean 'kd'"):
+        opened().only(["kdd"])
 
 
 def test_what_the_sweep_gives_has_no_effect_in_an_inline_run() -> None:
