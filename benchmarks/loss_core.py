@@ -44,7 +44,7 @@ from shared.objectives.core import GlobalCounts, ResponseRows, objective_loss
 from shared.objectives.divergences import skew_kl, skew_reverse_kl
 from shared.objectives.head import Head
 from shared.objectives.objective import build_objective
-from shared.objectives.projection import Projection
+from shared.objectives.projection import Projection, multiplies_natively
 from shared.objectives.signal import Dense
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -203,10 +203,13 @@ def run_products(inputs: Inputs, *, chunk_rows: int | None) -> None:
     """The matrix products of the fused loss; None for its own chunks."""
     rows, vocabulary = len(inputs.rows.targets_N), inputs.student_head.vocabulary_size
     if chunk_rows is None:
+        native = multiplies_natively(torch.device(DEVICE), inputs.student_head.weight_VD.dtype)
         sizes = chunk_sizes(
-            rows, 4 * vocabulary, models=2, intermediates=3, on_cpu=DEVICE == "cpu", buffer_bytes=None
-        )
-        spans = list(whole_units(inputs.rows.starts(of_pairs=False), rows, sizes.chunk))
+            rows, 4 * vocabulary, models=2, intermediates=3 if DEVICE == "cpu" else 0, rounded=native,
+            on_cpu=DEVICE == "cpu", buffer_bytes=None,
+        )  # fmt: skip
+        response = rows // inputs.rows.responses
+        spans = list(whole_units(range(0, rows, response), rows, sizes.chunk))
         chunk_rows = sizes.chunk
     else:
         spans = even_chunks(0, rows, chunk_rows)
@@ -228,7 +231,7 @@ def run_products(inputs: Inputs, *, chunk_rows: int | None) -> None:
                 teacher.logits(*chunk)
                 logits_CV = student.logits(*chunk)
             for chunk in chunks:
-                gradient_CV = logits_CV[: chunk.stop - chunk.start]
+                gradient_CV = student.factor(logits_CV[: chunk.stop - chunk.start])
                 scale_C = scale_N[slice(*chunk)]
                 student.hidden_gradient(gradient_CV, scale_C, out=hidden_gradient_ND[slice(*chunk)])
                 if weight_gradient_VD is not None:

@@ -27,7 +27,14 @@ class ChunkSizes(NamedTuple):
 
 
 def chunk_sizes(
-    rows: int, row_bytes: int, *, models: int, intermediates: int, on_cpu: bool, buffer_bytes: int | None
+    rows: int,
+    row_bytes: int,
+    *,
+    models: int,
+    intermediates: int,
+    on_cpu: bool,
+    buffer_bytes: int | None,
+    rounded: bool = False,
 ) -> ChunkSizes:
     """The largest chunks whose buffers stay in the budget, and at least one row.
 
@@ -38,11 +45,12 @@ def chunk_sizes(
         intermediates: values of the size of a slice.
         on_cpu: whether slices are for a processor's cache or for a GPU.
         buffer_bytes: the budget; None for the device's default.
+        rounded: a chunk's gradient is copied in half the bytes.
     """
     budget = buffer_bytes or (CPU_BUFFER_BYTES if on_cpu else GPU_BUFFER_BYTES)
     slice_bytes = min(CPU_SLICE_BYTES if on_cpu else GPU_SLICE_BYTES, budget // 8)
     slice_rows = max(1, min(rows, slice_bytes // row_bytes))
-    chunk_rows = (budget // row_bytes - intermediates * slice_rows) // models
+    chunk_rows = int((budget // row_bytes - intermediates * slice_rows) / (models + 0.5 * rounded))
     return ChunkSizes(max(1, min(rows, chunk_rows)), slice_rows)
 
 

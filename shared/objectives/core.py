@@ -8,7 +8,7 @@ states, V ids of the shared vocabulary, R responses.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -30,6 +30,7 @@ from shared.objectives.plan import (
     RowWeigher,
     plan_rows,
     row_kind,
+    starts_of,
 )
 from shared.objectives.signal import Dense, Signal, Sparse
 from shared.objectives.sparse import merged_outcomes
@@ -92,10 +93,17 @@ def objective_loss(
     """
     assert signal is not None or not objective.needs_teacher, f"{objective.name} needs a teacher"
     student_head.check_targets(rows.targets_N)
+    by_unit = (
+        objective.is_pairwise
+        or row_weigher is not None
+        or (objective.uses_alpha_curriculum and alpha_needs_gap)
+    )
+    response_of = rows.response_N.tolist() if by_unit else ()
     plan_of = partial(
         _plan_of,
         objective,
         rows,
+        response_of,
         row_weights_N,
         row_weigher,
         alphas=alphas,
@@ -106,13 +114,10 @@ def objective_loss(
     models = (student_hidden_ND, student_head, signal)
     if backend == "plain":
         sums = _plain_sum(*models, plan_of, targets_N=rows.targets_N)
-    elif (
-        objective.is_pairwise
-        or row_weigher is not None
-        or (objective.uses_alpha_curriculum and alpha_needs_gap)
-    ):
+    elif by_unit:
+        owner_of = rows.pair_R[rows.response_N].tolist() if objective.is_pairwise else response_of
         planner = RowPlanner(
-            rows.starts(of_pairs=objective.is_pairwise),
+            starts_of(owner_of),
             lambda *arguments: plan_of(*arguments).rows,
             frozenset(map(row_kind, objective.all_terms)),
         )
@@ -194,6 +199,7 @@ def _plain_sum(
 def _plan_of(
     objective: Objective,
     rows: ResponseRows,
+    response_of: Sequence[int],
     row_weights_N: Tensor | None,
     row_weigher: RowWeigher | None,
     start: int,
@@ -213,7 +219,7 @@ def _plan_of(
         weights_C = found_C if weights_C is None else weights_C * found_C
     return plan_rows(
         objective,
-        rows.between(start, stop),
+        rows.between(start, stop, response_of),
         log_p_N,
         log_q_N,
         alphas=alphas,

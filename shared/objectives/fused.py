@@ -24,12 +24,15 @@ from shared.objectives.closed_form import (
     PROBABILITY_KINDS,
     Scratch,
     gradient_factor,
+    log_sum_exp,
+    nats_and_gradient_,
+    normalise_,
     probability_nats_and_gradient_,
 )
 from shared.objectives.head import Head, exact_dtype
 from shared.objectives.kernels import Kernels, kernels_for
 from shared.objectives.plan import RowKind, RowPlan
-from shared.objectives.projection import Projection
+from shared.objectives.projection import Projection, multiplies_natively
 from shared.objectives.signal import Dense, Signal, Sparse
 from shared.objectives.sparse import sparse_nats_and_gradient_
 
@@ -79,7 +82,7 @@ def fused_divergence(
         plan: kind, parameter and weight of each row, or how to find them.
         targets_N: the token that each row predicts, inside the shared vocabulary.
         buffer_bytes: for the buffers of a chunk; default 96 MiB on a CPU, 768 MiB on a GPU.
-        kernels: what computes slices; default the fastest that works on the device.
+        kernels: what computes; default the fastest that works on the device.
     """
     leaves = (student_hidden_ND, student_head.weight_VD, student_head.bias_V)
     needs_gradient = [torch.is_grad_enabled() and leaf is not None and leaf.requires_grad for leaf in leaves]
@@ -137,9 +140,18 @@ class _Total(torch.autograd.Function):
         (scale,) = gradient_outputs
         # Not asked elsewhere than on a CPU, where it would wait for the device.
         is_one = scale.device.type == "cpu" and scale.item() == 1.0
-        scaled = (g if g is None or is_one else g.mul_(scale) for g in gradients)
-        typed = (g if g is None else g.to(dtype) for g, dtype in zip(scaled, ctx.dtypes, strict=True))
-        return None, None, *typed
+        return (
+            None,
+            None,
+            *(
+                g if g is None else g.to(dtype) if is_one else torch.mul(g, scale, out=_room_for(g, dtype))
+                for g, dtype in zip(gradients, ctx.dtypes, strict=True)
+            ),
+        )
+
+
+def _room_for(gradient: Tensor, dtype: torch.dtype) -> Tensor:
+    return gradient if gradient.dtype == dtype else torch.empty_like(gradient, dtype=dtype)
 
 
 class _Work:
@@ -157,15 +169,18 @@ class _Work:
         kernels: Kernels,
     ) -> None:
         self.targets_N = targets_N
-        self.kernels = kernels
+        # A sparse teacher's outcomes are gathered and scattered by PyTorch's own operations.
+        self.by_row = None if isinstance(signal, Sparse) else kernels.rows
+        self.normalises = kernels.normalises and self.by_row is None
         self.rows, vocabulary = len(targets_N), student_head.vocabulary_size
         dtype = loss_dtype(student_hidden_ND, student_head, signal)
-        intermediates = 4 if student_head.softcap is not None else 3
+        intermediates = 0 if self.by_row else 4 if student_head.softcap is not None else 3
         self.sizes = chunk_sizes(
             self.rows,
             vocabulary * dtype.itemsize,
             models=2 if isinstance(signal, Dense) else 1,
             intermediates=intermediates,
+            rounded=multiplies_natively(student_hidden_ND.device, student_head.weight_VD.dtype),
             on_cpu=student_hidden_ND.device.type == "cpu",
             buffer_bytes=buffer_bytes,
         )
@@ -178,11 +193,12 @@ class _Work:
         elif signal is not None:
             self.sparse = Sparse(signal.ids_NJ, *(tensor.to(dtype) for tensor in signal[1:]))
         self.softcap = student_head.softcap
-        p_KV, a_KV, b_KV, *softcap_KV = (
-            student_hidden_ND.new_empty(self.sizes.slice, vocabulary, dtype=dtype)
-            for _ in range(intermediates)
-        )
-        self.scratch = Scratch(p_KV, a_KV, b_KV, softcap_KV[0] if softcap_KV else None)
+        if not self.by_row:
+            p_KV, a_KV, b_KV, *softcap_KV = (
+                student_hidden_ND.new_empty(self.sizes.slice, vocabulary, dtype=dtype)
+                for _ in range(intermediates)
+            )
+            self.scratch = Scratch(p_KV, a_KV, b_KV, softcap_KV[0] if softcap_KV else None)
 
         def per_row() -> Tensor:
             return student_hidden_ND.new_zeros(self.rows, dtype=dtype)
@@ -219,7 +235,7 @@ class _Work:
             chunks = even_chunks(*span, self.sizes.chunk)
             for chunk in chunks:
                 logits = self._project(chunk)
-                for first, last in slices(0, chunk.stop - chunk.start, self.sizes.slice):
+                for first, last in self._slices(0, chunk.stop - chunk.start):
                     self._measure(*logits, chunk, first, last, normalise=expected and len(chunks) == 1)
             log_p_C = None if self.log_p_N is None else self.log_p_N[slice(*span)]
             span_plan = plan.plan(*span, log_p_C, self.log_q_N[slice(*span)])
@@ -232,8 +248,11 @@ class _Work:
 
     def _normalises(self, kinds: Iterable[RowKind]) -> bool:
         """Whether probabilities may take the place of logits as soon as their normalisers are known."""
-        possible = self.kernels.normalise_ is not None and self.teacher is not None and self.softcap is None
+        possible = self.normalises and self.teacher is not None and self.softcap is None
         return possible and PROBABILITY_KINDS.issuperset(kinds)
+
+    def _slices(self, start: int, stop: int) -> Iterator[Span]:
+        return slices(start, stop, stop - start if self.by_row else self.sizes.slice)
 
     def _project(self, chunk: Span) -> tuple[Tensor, Tensor | None]:
         teacher_CV = None if self.teacher is None else self.teacher.logits(*chunk)
@@ -258,12 +277,11 @@ class _Work:
             if logits_CV is None or lse_N is None or log_N is None:
                 continue
             logits_KV = logits_CV[first:last]
+            if self.by_row:
+                lse_N[rows], log_N[rows] = self.by_row.log_sum_exp(logits_KV, self.targets_N[rows])
+                continue
             target_logit_K = logits_KV.gather(1, self.targets_N[rows, None]).squeeze(1)
-            if normalise:
-                assert self.kernels.normalise_ is not None
-                lse_N[rows] = self.kernels.normalise_(logits_KV)
-            else:
-                lse_N[rows] = self.kernels.log_sum_exp(logits_KV, self.scratch)
+            lse_N[rows] = normalise_(logits_KV) if normalise else log_sum_exp(logits_KV, self.scratch)
             torch.sub(target_logit_K, lse_N[rows], out=log_N[rows])
 
     def _evaluate(
@@ -277,7 +295,57 @@ class _Work:
         normalised: bool = False,
     ) -> None:
         """Divergences and gradients of a chunk, whose student logits (if normalised, all) are used up."""
+        if self.by_row:
+            scale_C = self._evaluate_rows(student_CV, teacher_CV, chunk, plan, measured=measured)
+        else:
+            scale_C = self._evaluate_slices(
+                student_CV, teacher_CV, chunk, plan, measured=measured, normalised=normalised
+            )
+        self.total += torch.dot(plan.weight_N, self.nats_N[slice(*chunk)])
         hidden_ND, weight_VD, bias_V = self.gradients
+        if hidden_ND is None and weight_VD is None and bias_V is None:
+            return
+        gradient_CV = self.student.factor(student_CV)
+        if hidden_ND is not None:
+            self.student.hidden_gradient(gradient_CV, scale_C, out=hidden_ND[slice(*chunk)])
+        if weight_VD is not None:
+            self.student.add_weight_gradient(
+                gradient_CV, scale_C, *chunk, into_VD=weight_VD, is_first=chunk.start == 0
+            )
+        if bias_V is not None:
+            self.student.add_bias_gradient(student_CV, scale_C, into_V=bias_V)
+
+    def _evaluate_rows(
+        self, student_CV: Tensor, teacher_CV: Tensor | None, chunk: Span, plan: RowPlan, *, measured: bool
+    ) -> Tensor:
+        """All rows at once. Returns scale_C, the factor that each row's gradient lacks."""
+        assert self.by_row is not None
+        if not measured:
+            self._measure(student_CV, teacher_CV, chunk, 0, chunk.stop - chunk.start, normalise=False)
+        rows = slice(*chunk)
+        self.nats_N[rows], scale_C = self.by_row.nats_and_gradient_(
+            plan,
+            student_CV,
+            teacher_CV,
+            student_lse_C=self.student_lse_N[rows],
+            teacher_lse_C=None if self.teacher_lse_N is None else self.teacher_lse_N[rows],
+            targets_C=self.targets_N[rows],
+            backward=any(gradient is not None for gradient in self.gradients),
+            softcap=self.softcap,
+        )
+        return scale_C
+
+    def _evaluate_slices(
+        self,
+        student_CV: Tensor,
+        teacher_CV: Tensor | None,
+        chunk: Span,
+        plan: RowPlan,
+        *,
+        measured: bool,
+        normalised: bool,
+    ) -> Tensor:
+        """Slices of one kind that fit the cache. Returns scale_C, as `_evaluate_rows`."""
         backward = any(gradient is not None for gradient in self.gradients)
         scale_C = plan.weight_N.clone()
         for kind, first, last in _runs(plan, self.sizes.slice):
@@ -312,19 +380,11 @@ class _Work:
             else:
                 teacher_KV = None if teacher_CV is None else teacher_CV[first:last]
                 teacher_lse_K = None if self.teacher_lse_N is None else self.teacher_lse_N[rows]
-                nats_K = self.kernels.nats_and_gradient_(
+                nats_K = nats_and_gradient_(
                     kind, student_KV, teacher_KV, teacher_lse_K=teacher_lse_K, **options
                 )
             self.nats_N[rows] = nats_K
-        self.total += torch.dot(plan.weight_N, self.nats_N[slice(*chunk)])
-        if hidden_ND is not None:
-            self.student.hidden_gradient(student_CV, scale_C, out=hidden_ND[slice(*chunk)])
-        if weight_VD is not None:
-            self.student.add_weight_gradient(
-                student_CV, scale_C, *chunk, into_VD=weight_VD, is_first=chunk.start == 0
-            )
-        if bias_V is not None:
-            self.student.add_bias_gradient(student_CV, scale_C, into_V=bias_V)
+        return scale_C
 
 
 def _rows_of(plan: RowPlan, start: int, stop: int) -> RowPlan:

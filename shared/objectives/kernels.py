@@ -14,25 +14,29 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from shared.objectives import closed_form
-from shared.objectives.closed_form import Scratch
-from shared.objectives.plan import RowKind
+from shared.objectives.plan import RowKind, RowPlan
 
 log = logging.getLogger(__name__)
 
 KernelName = Literal["torch", "triton"]
 
 
+class RowKernels(NamedTuple):
+    """As the functions of `triton_kernels`: whole chunks of rows of any kinds, in no room but the logits'."""
+
+    log_sum_exp: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    nats_and_gradient_: Callable[..., tuple[Tensor, Tensor]]
+
+
 class Kernels(NamedTuple):
-    """As the functions of `closed_form`."""
+    """What computes: `rows` where there is one, else PyTorch's operations on slices of one kind."""
 
     name: KernelName
-    log_sum_exp: Callable[[Tensor, Scratch], Tensor]
-    nats_and_gradient_: Callable[..., Tensor]
-    normalise_: Callable[[Tensor], Tensor] | None  # None where it would save nothing
+    rows: RowKernels | None = None
+    normalises: bool = True  # probabilities may take the place of logits; off in tests alone
 
 
-TORCH = Kernels("torch", closed_form.log_sum_exp, closed_form.nats_and_gradient_, closed_form.normalise_)
+TORCH = Kernels("torch")
 
 
 def triton_kernels() -> Kernels:
@@ -43,7 +47,7 @@ def triton_kernels() -> Kernels:
     """
     from shared.objectives import triton_kernels as module
 
-    return Kernels("triton", module.log_sum_exp, module.nats_and_gradient_, normalise_=None)
+    return Kernels("triton", RowKernels(module.log_sum_exp, module.nats_and_gradient_))
 
 
 @cache
@@ -67,20 +71,19 @@ def kernels_for(device: torch.device) -> Kernels:
 
 def _try(kernels: Kernels, device: torch.device) -> None:
     """One tiny divergence."""
-    logits_KV, ones_K = torch.zeros(1, 2, device=device), torch.ones(1, device=device)
-    scratch = Scratch(logits_KV, logits_KV, logits_KV, None)
-    lse_K = kernels.log_sum_exp(logits_KV, scratch)
-    nats_K = kernels.nats_and_gradient_(
-        RowKind.SKEW_KL,
-        logits_KV.clone(),
-        logits_KV,
-        student_lse_K=lse_K,
-        teacher_lse_K=lse_K,
-        targets_K=torch.zeros(1, dtype=torch.long, device=device),
-        parameter_K=ones_K / 2,
+    assert kernels.rows is not None
+    logits_CV, one_C = torch.zeros(1, 2, device=device), torch.ones(1, device=device)
+    target_C = torch.zeros(1, dtype=torch.long, device=device)
+    lse_C, _ = kernels.rows.log_sum_exp(logits_CV, target_C)
+    nats_C, _ = kernels.rows.nats_and_gradient_(
+        RowPlan(torch.full_like(target_C, int(RowKind.SKEW_KL)), one_C / 2, one_C),
+        logits_CV.clone(),
+        logits_CV,
+        student_lse_C=lse_C,
+        teacher_lse_C=lse_C,
+        targets_C=target_C,
         backward=True,
         softcap=None,
-        scratch=scratch,
     )
-    if not abs(float(nats_K)) < 1e-6:
-        raise RuntimeError(f"a divergence of {float(nats_K)} between equal distributions")
+    if not abs(float(nats_C)) < 1e-6:
+        raise RuntimeError(f"a divergence of {float(nats_C)} between equal distributions")

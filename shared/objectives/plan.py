@@ -9,7 +9,7 @@ Shapes in names: N rows, R responses, S sides (`SIDES`), P pairs.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -60,11 +60,17 @@ class ResponseRows(NamedTuple):
         """R."""
         return self.side_R.shape[0]
 
-    def between(self, start: int, stop: int) -> ResponseRows:
-        """Rows start:stop, which must be whole responses, renumbered from 0."""
+    def between(self, start: int, stop: int, response_of: Sequence[int]) -> ResponseRows:
+        """Rows start:stop, which must be whole responses, renumbered from 0.
+
+        Args:
+            start: a row.
+            stop: one past the last.
+            response_of: `response_N.tolist()`, which is asked for once because a GPU must be waited for.
+        """
         if (start, stop) == (0, len(self.targets_N)):
             return self
-        first, last = int(self.response_N[start]), int(self.response_N[stop - 1]) + 1
+        first, last = response_of[start], response_of[stop - 1] + 1
         return ResponseRows(
             self.targets_N[start:stop],
             self.response_N[start:stop] - first,
@@ -73,12 +79,11 @@ class ResponseRows(NamedTuple):
             self.cell_R[first:last],
         )
 
-    def starts(self, *, of_pairs: bool) -> list[int]:
-        """The first row of each response, or pair; only the first of all where pairs are interleaved."""
-        owner_N = self.pair_R[self.response_N] if of_pairs else self.response_N
-        changes_N = torch.cat([torch.ones_like(owner_N[:1]), owner_N.diff()])
-        starts: list[int] = changes_N.nonzero().flatten().tolist()
-        return starts if len(starts) == len(owner_N.unique()) else [0]
+
+def starts_of(owner_of: Sequence[int]) -> list[int]:
+    """The first row of each response, or pair; only the first of all where they are interleaved."""
+    starts = [row for row, owner in enumerate(owner_of) if row == 0 or owner != owner_of[row - 1]]
+    return starts if len(starts) == len(set(owner_of)) else [0]
 
 
 class GlobalCounts(NamedTuple):
@@ -150,12 +155,11 @@ def plan_rows(
     weight_R = log_q_N.new_zeros(rows.responses)
     rows_R = _rows_per_response(rows).to(log_q_N.dtype)
     for term, side, has_R in _terms(objective, rows):
-        kind_R[has_R] = int(row_kind(term))
-        if term.alpha_from_curriculum:
-            assert alpha_R is not None
-            parameter_R = torch.where(has_R, alpha_R, parameter_R)
-        else:
-            parameter_R[has_R] = term.parameter
+        # torch.where and not an index by has_R, whose length a GPU would have to be waited for
+        kind_R = torch.where(has_R, int(row_kind(term)), kind_R)
+        parameter = alpha_R if term.alpha_from_curriculum else term.parameter
+        assert parameter is not None
+        parameter_R = torch.where(has_R, parameter, parameter_R)
         weight = term.weight.at(beta)
         if normalization == "response":
             weight_R = torch.where(has_R, weight / (rows_R * counts.pairs), weight_R)
@@ -225,7 +229,8 @@ def row_kind(term: Term) -> RowKind:
 
 
 def _rows_per_response(rows: ResponseRows) -> Tensor:
-    return torch.bincount(rows.response_N, minlength=rows.responses).clamp(min=1)
+    ones_N = torch.ones_like(rows.response_N)  # torch.bincount would wait for a GPU
+    return torch.zeros_like(rows.side_R).index_add(0, rows.response_N, ones_N).clamp(min=1)
 
 
 def _sum_by_response(rows: ResponseRows, value_N: Tensor) -> Tensor:

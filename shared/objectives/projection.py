@@ -29,14 +29,18 @@ def multiplies_natively(device: torch.device, dtype: torch.dtype) -> bool:
     one = torch.ones(16, 16, device=device, dtype=dtype)
     try:
         native_product(one, one, out=torch.empty(16, 16, device=device))
+        native_product(one, one, out=torch.zeros(16, 16, device=device), add=True)
     except (TypeError, RuntimeError):  # an older torch, or no such kernel for the device
         return False
     return True
 
 
-def native_product(left: Tensor, right: Tensor, *, out: Tensor) -> None:
-    """A product of two low-precision matrices into a float32 one."""
-    torch.mm(left, right, out_dtype=out.dtype, out=out)
+def native_product(left: Tensor, right: Tensor, *, out: Tensor, add: bool = False) -> None:
+    """A product of two low-precision matrices into a float32 one, or added to it."""
+    if add:
+        torch.addmm(out, left, right, out_dtype=out.dtype, out=out)
+    else:
+        torch.mm(left, right, out_dtype=out.dtype, out=out)
 
 
 class Projection:
@@ -87,17 +91,20 @@ class Projection:
             logits_CV.index_fill_(1, self._head.excluded_ids, EXCLUDED_LOGIT)
         return logits_CV
 
+    def factor(self, gradient_CV: Tensor) -> Tensor:
+        """The logits' gradient as its products take it: where native, rounded like that of such logits."""
+        return gradient_CV.to(self._weight_VD.dtype) if self._is_native else gradient_CV
+
     def hidden_gradient(self, gradient_CV: Tensor, scale_C: Tensor, *, out: Tensor) -> None:
         """The gradient (C, D) of the hidden states.
 
         Args:
-            gradient_CV: of the logits before the soft-cap, up to a factor for each row.
-            scale_C: that factor.
+            gradient_CV: `factor` of the gradient of the logits before the soft-cap, up to one number a row.
+            scale_C: that number.
             out: overwritten.
         """
         if self._is_native:
-            # rounded, as the gradient of low-precision logits would be
-            native_product(gradient_CV.to(self._weight_VD.dtype), self._weight_VD, out=out)
+            native_product(gradient_CV, self._weight_VD, out=out)
         else:
             for index, (block, weight_BD) in enumerate(self._weight_blocks()):
                 torch.addmm(out, gradient_CV[:, block], weight_BD, beta=0 if index == 0 else 1, out=out)
@@ -116,6 +123,9 @@ class Projection:
         """Add rows start:stop to the gradient of the shared rows of the weight; the first overwrites."""
         shared_VD = into_VD[: gradient_CV.shape[1]]
         hidden_CD = self._scaled_hidden(start, stop) * scale_C[:, None]
+        if self._is_native:
+            native_product(gradient_CV.T, hidden_CD.to(gradient_CV.dtype), out=shared_VD, add=not is_first)
+            return
         torch.addmm(shared_VD, gradient_CV.T, hidden_CD, beta=0 if is_first else 1, out=shared_VD)
 
     def add_bias_gradient(self, gradient_CV: Tensor, scale_C: Tensor, *, into_V: Tensor) -> None:

@@ -1,10 +1,12 @@
-"""How do the slices of `closed_form` run on a GPU? As two Triton kernels, one program a row.
+"""How are a chunk's normalisers, divergences and gradients computed on a GPU? As two Triton kernels.
 
-Each program goes over its row in blocks and keeps its sums in registers: the normalisers take one reading of
-the logits, a divergence one, and its gradient another and one writing. Importing this needs triton; what
-computes where is chosen in `kernels`.
+One program goes over a row in blocks and keeps its sums in registers. The normalisers take one reading of
+the logits; a divergence takes one, and its gradient another, from the end of the row, which is still in the
+cache, and a writing. Rows of any kinds go together: a kind is read beside the row, and nothing waits for the
+device.
+Importing this needs triton; what computes where is chosen in `kernels`.
 
-Shapes in names: K rows, V ids of the shared vocabulary.
+Shapes in names: C rows of a chunk, V ids of the shared vocabulary.
 """
 
 from __future__ import annotations
@@ -14,11 +16,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from shared.objectives.closed_form import Scratch
 from shared.objectives.head import EXCLUDED_LOGIT
-from shared.objectives.plan import RowKind
+from shared.objectives.plan import RowKind, RowPlan
 
-LARGEST_BLOCK = 4096  # ids that a program holds at a time
+LARGEST_BLOCK = 2048  # ids that a program holds at a time
+WARPS = 16  # of 5 block sizes and 4 numbers of warps the fastest on an H100 (V = 151,936)
 
 _LOWEST = tl.constexpr(EXCLUDED_LOGIT)
 _NLL = tl.constexpr(int(RowKind.NLL))
@@ -28,61 +30,70 @@ _SKEW_KL = tl.constexpr(int(RowKind.SKEW_KL))
 _SKEW_REVERSE_KL = tl.constexpr(int(RowKind.SKEW_REVERSE_KL))
 _SKEW_REVERSE_KL_DETACHED = tl.constexpr(int(RowKind.SKEW_REVERSE_KL_DETACHED))
 _JSD = tl.constexpr(int(RowKind.JSD))
+_TVD = tl.constexpr(int(RowKind.TVD))
 
 
-def log_sum_exp(logits_KV: Tensor, scratch: Scratch) -> Tensor:
-    """As `closed_form.log_sum_exp`; needs no scratch."""
-    del scratch
-    rows, vocabulary = logits_KV.shape
-    lse_K = logits_KV.new_empty(rows)
+def log_sum_exp(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
+    """The log Σ exp of each row, and the log-probability of its target."""
+    rows, vocabulary = logits_CV.shape
+    lse_C, log_C = logits_CV.new_empty(2, rows)
     if rows:
         _log_sum_exp_kernel[(rows,)](
-            logits_KV, logits_KV.stride(0), lse_K, vocabulary, BLOCK=_block(vocabulary)
+            logits_CV,
+            logits_CV.stride(0),
+            targets_C,
+            lse_C,
+            log_C,
+            vocabulary,
+            BLOCK=_block(vocabulary),
+            num_warps=WARPS,
         )
-    return lse_K
+    return lse_C, log_C
 
 
 def nats_and_gradient_(
-    kind: RowKind,
-    student_KV: Tensor,
-    teacher_KV: Tensor | None,
+    plan: RowPlan,
+    student_CV: Tensor,
+    teacher_CV: Tensor | None,
     *,
-    student_lse_K: Tensor,
-    teacher_lse_K: Tensor | None,
-    targets_K: Tensor,
-    parameter_K: Tensor,
+    student_lse_C: Tensor,
+    teacher_lse_C: Tensor | None,
+    targets_C: Tensor,
     backward: bool,
     softcap: float | None,
-    scratch: Scratch,
-) -> Tensor:
-    """As `closed_form.nats_and_gradient_`; needs no scratch."""
-    del scratch
-    rows, vocabulary = student_KV.shape
-    nats_K = student_KV.new_empty(rows)
-    if not rows:
-        return nats_K
-    if teacher_KV is None or teacher_lse_K is None:
-        assert kind is RowKind.NLL
-        teacher_KV, teacher_lse_K = student_KV, student_lse_K  # not read
-    _divergence_kernel[(rows,)](
-        student_KV,
-        student_KV.stride(0),
-        teacher_KV,
-        teacher_KV.stride(0),
-        student_lse_K,
-        teacher_lse_K,
-        targets_K,
-        parameter_K,
-        nats_K,
-        vocabulary,
-        1.0 if softcap is None else softcap,
-        torch.finfo(student_KV.dtype).tiny,
-        KIND=int(kind),
-        BACKWARD=backward,
-        HAS_SOFTCAP=softcap is not None,
-        BLOCK=_block(vocabulary),
-    )
-    return nats_K
+) -> tuple[Tensor, Tensor]:
+    """As `closed_form.nats_and_gradient_`, for rows of any kinds and α ≥ 0.
+
+    Returns:
+        nats_C, and scale_C: each row's weight and `gradient_factor`, which `student_CV` lacks.
+    """
+    rows, vocabulary = student_CV.shape
+    nats_C, scale_C = student_CV.new_empty(2, rows)
+    if teacher_CV is None or teacher_lse_C is None:
+        teacher_CV, teacher_lse_C = student_CV, student_lse_C  # rows are nll, which reads neither
+    if rows:
+        _divergence_kernel[(rows,)](
+            student_CV,
+            student_CV.stride(0),
+            teacher_CV,
+            teacher_CV.stride(0),
+            student_lse_C,
+            teacher_lse_C,
+            targets_C,
+            plan.kind_N,
+            plan.parameter_N,
+            plan.weight_N,
+            nats_C,
+            scale_C,
+            vocabulary,
+            1.0 if softcap is None else softcap,
+            torch.finfo(student_CV.dtype).tiny,
+            BACKWARD=backward,
+            HAS_SOFTCAP=softcap is not None,
+            BLOCK=_block(vocabulary),
+            num_warps=WARPS,
+        )
+    return nats_C, scale_C
 
 
 def _block(vocabulary: int) -> int:
@@ -90,7 +101,7 @@ def _block(vocabulary: int) -> int:
 
 
 @triton.jit
-def _log_sum_exp_kernel(logits, stride, lse, vocabulary, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _log_sum_exp_kernel(logits, stride, targets, lse_out, log_out, vocabulary, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
     top = tl.full([BLOCK], _LOWEST, dtype=logits.dtype.element_ty)
@@ -104,36 +115,37 @@ def _log_sum_exp_kernel(logits, stride, lse, vocabulary, BLOCK: tl.constexpr):  
         total = total * tl.exp(top - higher) + tl.where(inside, tl.exp(logit - higher), 0.0)
         top = higher
     highest = tl.max(top, axis=0)
-    tl.store(lse + row, highest + tl.log(tl.sum(total * tl.exp(top - highest), axis=0)))
+    lse = highest + tl.log(tl.sum(total * tl.exp(top - highest), axis=0))
+    tl.store(lse_out + row, lse)
+    tl.store(log_out + row, tl.load(logits + tl.load(targets + row)) - lse)
 
 
 @triton.jit
-def _terms(log_q, log_p, share, tiny, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
+def _terms(log_q, log_p, share, tiny, kind):  # type: ignore[no-untyped-def]
     """q, u = q ⊙ r up to `gradient_factor`, and what the nats are the sum of (jsd: the teacher's part)."""
     q = tl.exp(log_q)
     p = tl.exp(log_p)
-    if KIND == _KL:
-        u = -p
-        nats = p * (log_p - log_q)
-    elif KIND == _REVERSE_KL:
+    u = -p
+    nats = p * (log_p - log_q)  # kl
+    if kind == _REVERSE_KL:
         u = q * (log_q - log_p)
         nats = u
-    elif KIND == _SKEW_KL:
+    elif kind == _SKEW_KL:
         ratio = p / _at_least(share * p + (1 - share) * q, tiny)
         u = ratio * q
         nats = p * tl.log(_at_least(ratio, tiny))
-    elif KIND == _SKEW_REVERSE_KL:
+    elif kind == _SKEW_REVERSE_KL:
         ratio = q / _at_least(share * q + (1 - share) * p, tiny)
         nats = q * tl.log(_at_least(ratio, tiny))
         u = nats - share * ratio * q
-    elif KIND == _SKEW_REVERSE_KL_DETACHED:
+    elif kind == _SKEW_REVERSE_KL_DETACHED:
         nats = q * tl.log(_at_least(q / _at_least(share * q + (1 - share) * p, tiny), tiny))
         u = nats
-    elif KIND == _JSD:
+    elif kind == _JSD:
         mixture = _at_least(share * p + (1 - share) * q, tiny)
         nats = p * tl.log(_at_least(p / mixture, tiny))
         u = q * tl.log(_at_least(q / mixture, tiny))
-    else:  # total variation
+    elif kind == _TVD:
         difference = q - p
         u = tl.where(difference > 0, q, tl.where(difference < 0, -q, difference))
         nats = tl.abs(difference) / 2
@@ -154,12 +166,14 @@ def _divergence_kernel(  # type: ignore[no-untyped-def]
     student_lse,
     teacher_lse,
     targets,
-    parameter,
+    kinds,
+    parameters,
+    weights,
     nats_out,
+    scale_out,
     vocabulary,
     softcap,
     tiny,
-    KIND: tl.constexpr,
     BACKWARD: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -169,10 +183,18 @@ def _divergence_kernel(  # type: ignore[no-untyped-def]
     teacher += row * teacher_stride
     q_lse = tl.load(student_lse + row)
     p_lse = tl.load(teacher_lse + row)
-    share = tl.load(parameter + row)
+    share = tl.load(parameters + row)
     target = tl.load(targets + row)
+    kind = tl.load(kinds + row)
+    if share == 0:  # without skew
+        kind = tl.where(kind == _SKEW_KL, _KL, kind)
+        kind = tl.where((kind == _SKEW_REVERSE_KL) | (kind == _SKEW_REVERSE_KL_DETACHED), _REVERSE_KL, kind)
+    factor = tl.where(kind == _SKEW_KL, share - 1, tl.where(kind == _JSD, 1 - share, 1.0))
+    factor = tl.where(kind == _TVD, 0.5, factor)
+    tl.store(scale_out + row, factor * tl.load(weights + row))
+
     mean = q_lse * 0
-    if KIND == _NLL:
+    if kind == _NLL:
         tl.store(nats_out + row, q_lse - tl.load(student + target))
     else:
         u_sum = tl.zeros([BLOCK], dtype=student.dtype.element_ty)
@@ -182,24 +204,25 @@ def _divergence_kernel(  # type: ignore[no-untyped-def]
             inside = columns < vocabulary
             log_q = tl.load(student + columns, mask=inside, other=_LOWEST) - q_lse
             log_p = tl.load(teacher + columns, mask=inside, other=_LOWEST) - p_lse
-            _, u, nats = _terms(log_q, log_p, share, tiny, KIND)
+            _, u, nats = _terms(log_q, log_p, share, tiny, kind)
             u_sum += tl.where(inside, u, 0.0)
             nats_sum += tl.where(inside, nats, 0.0)
         mean = tl.sum(u_sum, axis=0)
         nats_total = tl.sum(nats_sum, axis=0)
-        if KIND == _JSD:
+        if kind == _JSD:
             nats_total = share * nats_total + (1 - share) * mean
         tl.store(nats_out + row, nats_total)
     if BACKWARD:
-        for start in range(0, vocabulary, BLOCK):
-            columns = start + tl.arange(0, BLOCK)
+        blocks = (vocabulary + BLOCK - 1) // BLOCK
+        for index in range(0, blocks):
+            columns = (blocks - 1 - index) * BLOCK + tl.arange(0, BLOCK)
             inside = columns < vocabulary
             logit = tl.load(student + columns, mask=inside, other=_LOWEST)
-            if KIND == _NLL:
+            if kind == _NLL:
                 gradient = tl.exp(logit - q_lse) - tl.where(columns == target, 1.0, 0.0)
             else:
                 log_p = tl.load(teacher + columns, mask=inside, other=_LOWEST) - p_lse
-                q, u, _ = _terms(logit - q_lse, log_p, share, tiny, KIND)
+                q, u, _ = _terms(logit - q_lse, log_p, share, tiny, kind)
                 gradient = u - mean * q
             if HAS_SOFTCAP:
                 # clamped, because excluded columns lie far below the cap

@@ -252,7 +252,7 @@ def test_one_exponential_serves_normaliser_and_divergence(
     alpha_needs_gap: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exponentials = []
-    for kernels in (TORCH, TORCH._replace(normalise_=None)):
+    for kernels in (TORCH, TORCH._replace(normalises=False)):
         monkeypatch.setattr(fused, "kernels_for", lambda device, kernels=kernels: kernels)
         with watching() as watch:
             loss_of(batch_for("distillm2"), "distillm2", alpha_needs_gap=alpha_needs_gap)

@@ -82,8 +82,9 @@ for head, dtype, how in cases:
                            kernels=kernels.triton_kernels())
     assert out.nats_N[3].isnan() and not out.nats_N[[0, 1, 2, 4]].isnan().any()
 scaled = torch.tensor([[1e4, -1e4, 0, 0, 0]])
-lse = triton_kernels.log_sum_exp(scaled, None)
+lse, log_p = triton_kernels.log_sum_exp(scaled, torch.tensor([2]))
 torch.testing.assert_close(lse, scaled.logsumexp(-1))
+torch.testing.assert_close(log_p, torch.tensor([-1e4]))
 print("equal")
 """
 

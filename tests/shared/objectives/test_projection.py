@@ -14,10 +14,10 @@ from shared.objectives.objective import build_objective
 from shared.objectives.signal import Dense
 
 
-def emulated_product(left: Tensor, right: Tensor, *, out: Tensor) -> None:
+def emulated_product(left: Tensor, right: Tensor, *, out: Tensor, add: bool = False) -> None:
     """What a GPU does: low-precision factors, float32 sums."""
     assert left.dtype == right.dtype == torch.bfloat16 and out.dtype == torch.float32
-    torch.mm(left.float(), right.float(), out=out)
+    torch.addmm(out, left.float(), right.float(), beta=int(add), out=out)
 
 
 @pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
