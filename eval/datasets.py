@@ -183,7 +183,7 @@ def _open(task: Task, settings: DataSettings) -> tuple[str, Iterator[Mapping[str
         if task.data is None:
             raise DataError(
                 f"{task.name} has no data set on the hub that we know of: give data.path=FILE with rows of "
-                f"{task.columns}."
+                f"{task.columns}." + (f" It can be had from {task.source}" if task.source else "")
             )
         assert isinstance(task.data, Hub)
         hub = task.data._replace(split=settings.split) if settings.split else task.data

@@ -27,6 +27,7 @@ def instruction_task(
     *,
     columns: str,
     data: Hub | None = None,
+    source: str = "",
     version: int = 1,
     metrics: Mapping[str, Metric] = METRICS,
 ) -> Task:
@@ -37,6 +38,7 @@ def instruction_task(
         family="instruction",
         summary=summary,
         data=data,
+        source=source,
         columns=columns,
         read=read,
         metrics=metrics,

@@ -29,6 +29,7 @@ def describe(includes: Sequence[Path] = ()) -> dict[str, Any]:
             "summary": task.summary,
             "metrics": [*task.metrics, *task.quotients],
             "data": None if task.data is None else str(task.data),
+            "source": task.source or None,
             "rows": task.columns,
             "images": task.images,
             "runs_code": task.runs_code,
@@ -47,12 +48,12 @@ def print_listing(described: Mapping[str, Any]) -> None:
     console = Console(highlight=False)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for title in ("Task", "What", "Metrics", "Data, unless data.path=FILE"):
-        table.add_column(title)
+        table.add_column(title, overflow="fold")  # a hub id or an address is of use only as a whole
     for name, task in described["tasks"].items():
         metrics = [metric for metric in task["metrics"] if metric in ("pass@1",) or "@" not in metric]
-        table.add_row(
-            name, Text(task["summary"]), Text(", ".join(metrics)), Text(task["data"] or "a local file only")
-        )
+        local = f"a local file: {task['source']}" if task["source"] else "a local file only"
+        data = (task["data"] or "").partition(" (")[0] or local  # its split is for --json
+        table.add_row(name, Text(task["summary"]), Text(", ".join(metrics)), Text(data))
     console.print(table)
     console.print()
     for name, members in described["suites"].items():

@@ -110,7 +110,9 @@ def predict(prepared: Prepared, opened: Opened, *, batch_tokens: int, speaker: S
                 identity={"task": task.name, "version": task.version, "model": opened.name},
                 prompt_key=prompt_key,
                 progress=lambda p: bar(
-                    p.batches_done, p.batches_total, f"{p.tokens_per_second:.0f} tokens/s"
+                    p.batches_done,
+                    p.batches_total,
+                    f"{p.tokens_per_second:.0f} tokens/s" if p.batches_done else "",
                 ),
             )
         cut = sum(response.finish_reason == "length" for response in responses)

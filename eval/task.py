@@ -224,6 +224,7 @@ class Task:
         data: Where the rows come from if no path is given: a hub data set or `pkg://PACKAGE/FILE`; None
             where only a local path serves.
         columns: What a row of a local file holds, in a line.
+        source: Where people get that file, if it is on no hub.
         read: A row to a question; raises RowError.
         metrics: By column; the first one is the headline.
         score: All replies at hand to what they are worth, in order.
@@ -253,6 +254,7 @@ class Task:
     runs_code: bool = False
     judged: bool = False
     runner: Runner | None = None
+    source: str = ""
 
 
 def each(score: Callable[[Reply], Scored]) -> Scorer:

@@ -41,6 +41,7 @@ TASK = Task(
     family="vqa",
     summary="questions on photos of rooms, exact match of the set of things",
     data=None,
+    source="https://www.kaggle.com/datasets/tezansahu/processed-daquar-dataset",
     columns="id, question, answers (a list: all of them make up the answer), image",
     read=read,
     metrics={

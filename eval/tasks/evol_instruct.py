@@ -19,4 +19,5 @@ TASK = instruction_task(
     "218 evolved instructions of WizardLM's test set",
     read,
     columns="prompt (or instruction), generated_text (the reference; optional)",
+    source="WizardLM/data/WizardLM_testset.jsonl of https://github.com/nlpxucan/WizardLM",
 )

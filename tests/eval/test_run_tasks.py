@@ -225,8 +225,8 @@ def test_what_would_fail_after_training_is_refused_before(tmp_path):
         check(tasks=["pope"])
     with pytest.raises(UserError, match="does not exist"):
         check(tasks=[{"name": "gsm8k", "data": {"path": str(tmp_path / "none.jsonl")}}])
-    with pytest.raises(DataError, match=r"vicuna has no data set on the hub .* data\.path=FILE"):
-        check(tasks=["vicuna"])
+    with pytest.raises(DataError, match=r"evol_instruct has no data set on the hub .* data\.path=FILE"):
+        check(tasks=["evol_instruct"])
     with pytest.raises(ConfigError, match="none of the tasks takes one"):
         check(tasks=["gsm8k"], judge={"model": "m"})
     with pytest.raises(UserError, match="a server is written"):

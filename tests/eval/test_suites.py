@@ -106,6 +106,8 @@ def test_list_says_what_there_is_without_anything_heavy():
         "f1",
         "yes_ratio",
     ]
+    unhosted = {name for name, task in listed["tasks"].items() if task["data"] is None and task["source"]}
+    assert unhosted == {"evol_instruct", "daquar"}
     assert listed["tasks"]["gsm8k"]["data"] == "openai/gsm8k (main:test)"
     assert listed["harnesses"].keys() == {"lm_eval", "lmms_eval"} and listed["isolation"]
     assert listed["tasks"]["agreement"]["metrics"][0] == "rouge_l"
