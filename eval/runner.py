@@ -109,11 +109,7 @@ def predict(prepared: Prepared, opened: Opened, *, batch_tokens: int, speaker: S
                 batch_tokens=batch_tokens,
                 identity={"task": task.name, "version": task.version, "model": opened.name},
                 prompt_key=prompt_key,
-                progress=lambda p: bar(
-                    p.batches_done,
-                    p.batches_total,
-                    f"{p.tokens_per_second:.0f} tokens/s" if p.batches_done else "",
-                ),
+                progress=lambda p: bar(p.batches_done, p.batches_total, p.speed),
             )
         cut = sum(response.finish_reason == "length" for response in responses)
         speaker.say(f"  {what}: {len(responses)} replies, {cut} cut by the length limit")

@@ -126,9 +126,7 @@ class Session:
                 folder=folder,
                 prompt_tokens=adapter.prompt_tokens,
                 batch_tokens=self.config.generation.batch_tokens,
-                progress=lambda p: bar(
-                    p.batches_done, p.batches_total, f"{p.tokens_per_second:.0f} tokens/s"
-                ),
+                progress=lambda p: bar(p.batches_done, p.batches_total, p.speed),
                 beside=self.workspace.beside(folder),
                 adopted=lambda source: self.speaker.say(f"  {what}: taken from {source}"),
                 process=0 if alone else self.accelerator.process_index,

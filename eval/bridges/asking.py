@@ -105,9 +105,7 @@ class Asker:
                     batch_tokens=self.batch_tokens,
                     identity=self._identity,
                     prompt_key=_content,
-                    progress=lambda p: bar(  # called within this turn of the loop
-                        p.batches_done, p.batches_total, f"{p.tokens_per_second:.0f} tokens/s"
-                    ),
+                    progress=lambda p: bar(p.batches_done, p.batches_total, p.speed),
                 )
             for place, request, response in zip(places, requests, responses, strict=True):
                 one = wanted[place]

@@ -58,6 +58,11 @@ class Progress(NamedTuple):
         """Response tokens made per second; 0 before the first batch."""
         return self.tokens / self.seconds if self.seconds > 0 else 0.0
 
+    @property
+    def speed(self) -> str:
+        """The same for a progress bar, which says nothing as long as no batch is done."""
+        return f"{self.tokens_per_second:.0f} tokens/s" if self.tokens else ""
+
 
 def collect_responses(
     engine: Engine,

@@ -141,7 +141,9 @@ def test_data_that_is_not_there(tmp_path, monkeypatch):
         load("gsm8k", tmp_path / "nothing.jsonl")
     with pytest.raises(DataError, match="is a folder"):
         load("gsm8k", tmp_path)
-    with pytest.raises(DataError, match=r"daquar has no .* hub .* data\.path=FILE .* from https://www\.kaggle"):
+    with pytest.raises(
+        DataError, match=r"daquar has no .* hub .* data\.path=FILE .* from https://www\.kaggle"
+    ):
         load_questions(Registry().task("daquar"), DataSettings())
     with pytest.raises(UserError, match=r"openai/gsm8k \(main:test\): cannot be had .*data\.path=FILE"):
         load_questions(Registry().task("gsm8k"), DataSettings())

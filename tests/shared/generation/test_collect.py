@@ -124,8 +124,9 @@ def test_progress_counts_tokens_and_batches(tmp_path, uninterrupted):
     total = len(list(tmp_path.glob("part-*")))
     assert [(p.batches_done, p.batches_total) for p in seen] == [(i, total) for i in range(total + 1)]
     assert seen[-1].tokens == sum(len(r.token_ids) for r in responses)
-    assert seen[0].tokens == 0 and seen[0].tokens_per_second == 0
+    assert seen[0].tokens == 0 and seen[0].tokens_per_second == 0 and seen[0].speed == ""
     assert seen[-1].tokens_per_second == seen[-1].tokens / seen[-1].seconds > 0
+    assert seen[-1].speed.endswith(" tokens/s")
 
 
 def reworded():
