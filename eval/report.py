@@ -158,7 +158,7 @@ def _table(compared: Compared, name: str, task: Task) -> Table:
         ("Replies cut at the length limit", *(s["finish_reasons"].get("length", 0) for s in summaries))
     )
     for what, total in (("Tokens", "reply_tokens"), ("Seconds", "seconds")):
-        means = [None if s[total] is None else round(s[total] / s["replies"], 2) for s in summaries]
+        means = [None if s[total] is None else s[total] / s["replies"] for s in summaries]
         if any(mean is not None for mean in means):
             rows.append((f"{what} of a reply, on average", *means))
     note = f"{task.summary[0].upper()}{task.summary[1:]}. Score ± standard error; 95 % intervals in brackets."
@@ -206,7 +206,7 @@ def _setup(compared: Compared) -> KeyValues:
     for role, run in zip(compared.roles, compared.runs, strict=True):
         entries[label(role)] = f"{run.model['name']} ({run.folder})"
     for role, control in _controls(compared):
-        entries[f"{label(role)} {WITHOUT}"] = str(control.run.folder)
+        entries[f"{label(role)} {WITHOUT}"] = f"{control.run.model['name']} ({control.run.folder})"
     for name in compared.tasks:
         pinned = compared.runs[0].pinned[name]
         entries[name] = (

@@ -268,3 +268,16 @@ def test_tiles_and_setup(runs):
     (setup,) = sections(compared, KeyValues)
     assert setup.entries["pope"] == "version 1, 12 questions, temperature 0.0, up to 32 tokens"
     assert "Left out" not in render(page(compared))
+
+
+def test_a_fast_model_did_not_take_no_time(runs):
+    compared = compare(runs, Registry())
+    for run in compared.runs:
+        run.scores["pope"]["seconds"] = 0.0144
+    (pope,) = (section for section in sections(compared, Table) if section.title == "pope")
+    assert [row[1:] for row in pope.rows if row[0].startswith("Seconds")] == [(pytest.approx(0.0012),) * 4]
+
+
+def test_a_control_is_named_like_the_other_runs(runs, control):
+    (setup,) = sections(compare(runs, Registry(), controls=[control]), KeyValues)
+    assert setup.entries["Student without images"] == f"told ({control})"
