@@ -57,6 +57,8 @@ def load_questions(
             questions.append(task.read(Row(values, number, find_image)))
         except RowError as error:
             problems.append(f"row {number}: {error}")
+        except (LookupError, TypeError, ValueError, AttributeError) as error:  # of a reader that checks less
+            problems.append(f"row {number}: reading it raised {type(error).__name__}: {error}")
     seen: set[str] = set()
     for question in questions:
         if question.id in seen:
@@ -138,7 +140,9 @@ def _rows_in(value: Any) -> Iterator[Mapping[str, Any]]:
         value = lists[0]
     if not isinstance(value, list):
         raise ValueError(f"the JSON holds {type(value).__name__}; needs a list of rows")
-    for item in value:
+    for number, item in enumerate(value):
+        if not isinstance(item, dict | list):
+            raise ValueError(f"row {number} holds {type(item).__name__}, not an object with columns")
         # a data set may write rows as lists; their columns are then "0", "1", ...
         yield item if isinstance(item, dict) else {str(i): part for i, part in enumerate(item)}
 

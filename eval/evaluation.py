@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from eval.judging import make_judging
+from eval.judging import check_judge, make_judging
 from eval.metrics.clip_score import find_model
 from eval.models import Opened, open_model, require_images
 from eval.runner import predict, prepare
@@ -91,6 +91,8 @@ def run_jobs(
                 task.runner.check(settings, starting=True)
             if settings.clip_model is not None:
                 find_model(settings.clip_model)
+            if settings.judge is not None:
+                check_judge(settings.judge)
         prepared = [prepare(job, folder) for job in jobs if job.task.runner is None]
         model = opened()
         pin_model(folder, model)

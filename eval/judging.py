@@ -15,7 +15,21 @@ from eval.scoring import Judged, Judging
 from eval.settings import JudgeChoice
 from eval.task import Reply
 from shared.errors import UserError
+from shared.models.loading import check_model_folder
+from shared.models.references import SERVER_SCHEME, ModelRef, parse_server
 from shared.progress import Speaker
+
+
+def check_judge(choice: JudgeChoice) -> None:
+    """Refuse a judge that can be seen not to be there, before anything is asked.
+
+    Raises:
+        UserError: a folder without a model, a server that is not written as one.
+    """
+    if choice.model.startswith(SERVER_SCHEME):
+        parse_server(choice.model)
+    else:
+        check_model_folder(ModelRef(name=choice.model))
 
 
 def make_judging(choice: JudgeChoice | None, speaker: Speaker) -> Judging | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eval.datasets import load_questions
 from eval.evaluation import pin_model, run_jobs
+from eval.judging import check_judge
 from eval.metrics.clip_score import find_model
 from eval.models import Local, Opened, opened_local
 from eval.records import read_records
@@ -26,8 +27,6 @@ from eval.task import Hub
 from shared.config import EvaluationConfig
 from shared.durable import committed_folder
 from shared.errors import ConfigError
-from shared.models.loading import check_model_folder
-from shared.models.references import SERVER_SCHEME, ModelRef, parse_server
 from shared.report.formats import percent, plus_minus
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def check_tasks(evaluation: EvaluationConfig, *, accepts_images: bool, starting:
                 "it, or set images: removed for the control without images."
             )
         if settings.judge is not None:
-            _check_judge(settings.judge.model)
+            check_judge(settings.judge)
         if starting and settings.clip_model is not None:
             find_model(settings.clip_model)
         if task.runner is not None:
@@ -187,10 +186,3 @@ def _identity(folder: Path, job: Job) -> object:
 
 def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _check_judge(name: str) -> None:
-    if name.startswith(SERVER_SCHEME):
-        parse_server(name)
-    else:
-        check_model_folder(ModelRef(name=name))

@@ -66,6 +66,8 @@ def prepare(job: Job, folder: Path) -> Prepared:
         ),
     }
     folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "replies").exists():  # a start that failed before a question was asked binds nothing
+        (folder / "task.json").unlink(missing_ok=True)
     pin(folder / "task.json", identity)
     write_atomically(folder / "settings.json", settings.model_dump_json(indent=1))
     write_atomically(folder / "clusters.json", json.dumps(clusters))

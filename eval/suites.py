@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -108,6 +109,10 @@ class Registry:
             for member, values in self._expanded(name).items():
                 wanted[member] = merged(wanted.get(member, {}), values)
         own = [word for word in words if word.partition("=")[0].split(".")[0] in wanted]
+        for word in words:
+            name = word.partition(".")[0]
+            if word not in own and name in self.names():
+                raise ConfigError(f"{word!r}: {name} is not among the tasks named: {', '.join(wanted)}.")
         common = nested([word for word in words if word not in own])
         if "data" in common and len(wanted) > 1:
             example = f"{next(iter(wanted))}.data.path=FILE"
@@ -194,11 +199,24 @@ def _tasks_in(path: Path) -> Iterable[Task]:
     if spec is None or spec.loader is None:
         raise UserError(f"--include {path}: not a Python file.")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)  # the user named it: it is the user's own code
+    try:
+        spec.loader.exec_module(module)  # the user named it: it is the user's own code
+    except (Exception, SystemExit) as error:
+        raise UserError(f"--include {path}: {own_mistake(error, path)}. Mend the file.") from error
     tasks = getattr(module, "TASKS", None) or [getattr(module, "TASK", None)]
     if not all(isinstance(task, Task) for task in tasks):
         raise UserError(f"--include {path}: needs TASK = Task(...) or TASKS = [Task(...), ...].")
     return list(tasks)
+
+
+def own_mistake(error: BaseException, path: Path) -> str:
+    """What went wrong in a user's own file, and in which line of it."""
+    lines = [
+        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
+    ]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    what = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}"
+    return f"line {line}: {what}" if line else what
 
 
 def _entries() -> list[Any]:

@@ -118,7 +118,10 @@ class Endpoint:
                 failure = error
             if attempt < self._attempts:
                 wait_s = self._wait_s(attempt, failure)
-                log.info("%s: %s; attempt %d follows in %.1f s", self._url, failure, attempt + 1, wait_s)
+                level = logging.INFO if attempt == 1 else logging.WARNING  # one slip is nobody's business
+                log.log(
+                    level, "%s: %s; attempt %d follows in %.1f s", self._url, failure, attempt + 1, wait_s
+                )
                 if cancelled.wait(wait_s):
                     raise Cancelled
         raise ServerError(

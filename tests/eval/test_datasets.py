@@ -58,6 +58,7 @@ def test_parquet_and_text(tmp_path):
         ("a.jsonl", b'{"a": 1}\n[2]\n', "line 2 holds list"),
         ("a.json", b'{"a": 1', "cannot be read"),
         ("a.json", b"3", "needs a list of rows"),
+        ("a.json", b'[{"a": 1}, 2]', "row 1 holds int, not an object"),
         ("a.json", b'{"x": [1], "y": [2]}', "has 2 lists of rows"),
         ("a.jsonl.gz", b"no gzip", "cannot be read"),
         ("a.jsonl", b"\xff\xfe\xfa", "cannot be read"),

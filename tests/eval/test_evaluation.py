@@ -114,6 +114,25 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path, monkeypatch, wo
         run_tasks("told", "gsm8k", data, *words, output=tmp_path / "out")
 
 
+def test_a_start_that_asked_nothing_binds_nothing(tmp_path, monkeypatch):
+    data = f"data.path={sums(tmp_path)}"
+    with pytest.raises(UserError):
+        run_tasks(str(tmp_path / "nowhere"), "gsm8k", data, output=tmp_path / "out")
+    told_model(monkeypatch, ToldEngine(right))
+    results = run_tasks("told", "gsm8k", data, "limit=2", output=tmp_path / "out")
+    assert results["gsm8k"]["replies"] == 2
+
+
+def test_a_judge_that_is_not_there_is_refused_before_anything_is_asked(tmp_path, monkeypatch):
+    asked: list[Request] = []
+    told_model(monkeypatch, ToldEngine(lambda request: asked.append(request) or "so"))
+    data = f"data.path={write_rows(tmp_path / 'rows.jsonl', [{'instruction': 'Do.', 'output': 'Done.'}])}"
+    for judge, message in ((str(tmp_path / "nowhere"), "nowhere"), ("server:none", "a server is written")):
+        with pytest.raises(UserError, match=message):
+            run_tasks("told", "alpaca_eval", data, f"judge.model={judge}", output=tmp_path / "out")
+    assert not asked
+
+
 def test_a_question_of_two_turns_is_asked_with_the_first_reply_in_it(tmp_path, monkeypatch):
     rows = [
         {"question_id": 7, "turns": ["Count to two.", "And on."], "reference": ["one two", "three four"]},
@@ -361,6 +380,9 @@ def test_a_task_of_the_users_own(tmp_path, monkeypatch):
     assert again == results
     with pytest.raises(UserError, match="--include FILE"):
         score_again(tmp_path / "out", includes=[], allow_unsafe_execution=False, speaker=QUIET)
+    own.write_text(OWN.replace('"word"', '"wrd"'))
+    with pytest.raises(UserError, match=r"row 0: (needs a column wrd|reading it raised)"):
+        run_tasks("told", "shout", data, output=tmp_path / "other", includes=[own])
     own.write_text("TASK = 3")
     with pytest.raises(UserError, match="needs TASK = Task"):
         Registry([own])

@@ -83,6 +83,27 @@ def test_a_path_for_several_tasks_is_refused():
         Registry().jobs(["code"], ["data.path=x"])
 
 
+def test_a_setting_of_a_task_that_is_not_named_is_refused():
+    with pytest.raises(ConfigError, match=r"'pope\.limit=3': pope is not among the tasks named: gsm8k"):
+        Registry().jobs(["gsm8k"], ["pope.limit=3"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import nothing_like_this", "line 1: ModuleNotFoundError: No module named 'nothing_like_this'"),
+        ("x = 1\ndef f(:\n", "line 2: SyntaxError: invalid syntax"),
+        ("\nraise SystemExit(1)", "line 2: SystemExit: 1"),
+        ("from eval.task import Task\nTASK = Task(name='x')", "line 2: TypeError"),
+    ],
+)
+def test_a_mistake_in_an_included_file_is_named_with_its_line(text, message, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(UserError, match=re.escape(f"--include {path}: {message}")):
+        Registry([path])
+
+
 def test_list_says_what_there_is_without_anything_heavy():
     program = (
         "import sys\nfrom eval.cli import app\nsys.argv = ['distill-eval', 'list', '--json']\n"
