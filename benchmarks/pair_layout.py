@@ -56,6 +56,12 @@ FULL = (
     Case(2, 50, (256, 256)),  # little to share, and long sequences
     Case(1, 50, (512, 512)),
 )
+PAIRS_ON_A_GPU = 16  # with fewer it waits for the processor
+
+
+def cases_here(cases: tuple[Case, ...]) -> tuple[Case, ...]:
+    """With as many pairs as the device needs."""
+    return cases if DEVICE == "cpu" else tuple(case._replace(pairs=PAIRS_ON_A_GPU) for case in cases)
 
 
 class Model:
@@ -174,7 +180,7 @@ def main() -> None:
         "cases": [],
     }
     model = Model(getattr(torch, arguments.dtype))
-    for case in SHORT if arguments.short else FULL:
+    for case in cases_here(SHORT if arguments.short else FULL):
         results["cases"].append(measure(model, case, arguments.rounds))
         print(json.dumps(results["cases"][-1]), flush=True)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 from loss_core import DEVICE, has_trl, machine, now
-from pair_layout import FULL, MODEL, SHORT, Case, Model, batch_of, seconds
+from pair_layout import FULL, MODEL, SHORT, Case, Model, batch_of, cases_here, seconds
 from torch import Tensor, nn
 
 from shared.models.loading import load_tokenizer
@@ -154,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--short", action="store_true", help="one pair a step")
+    parser.add_argument("--short", action="store_true", help="two cases")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/train_step.json"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5)
@@ -173,7 +173,7 @@ def main() -> None:
     model = Model(torch.float32, SharedVocabulary(49152, ()))  # TRL leaves no ids out
     began = now()
     with tempfile.TemporaryDirectory() as folder:
-        for case in SHORT if arguments.short else FULL[:3]:
+        for case in cases_here(SHORT if arguments.short else FULL[:3]):
             results["cases"].append(measure(model, case, arguments.rounds, folder))
             print(json.dumps(results["cases"][-1]), flush=True)
             arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -155,6 +156,15 @@ def check_head(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
 
 def _look_once(backbone: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Inputs with the features of each distinct image in the place of its pixels: one pass of the tower."""
+    if (
+        "mm_encoder_outputs" not in inspect.signature(backbone.forward).parameters
+    ):  # swallowed by its **kwargs
+        raise UserError(
+            f"{type(backbone).__name__} of transformers {version('transformers')} takes no image features that "
+            "were computed before, so it would not see the images that responses share. Install "
+            "transformers>=5.18; where the model has no such argument there either, set "
+            "training.pair_layout: joint or use another model."
+        )
     inputs = dict(inputs)
     entries_I = inputs.pop("image_entries")
 
