@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from shared.cli import run_app
+from shared.cli import interruptible, run_app
 
 app = typer.Typer(
     name="distill-eval",
@@ -76,17 +76,18 @@ def run(
     from eval.evaluation import evaluate
     from shared.progress import Speaker
 
-    evaluate(
-        model,
-        words if limit is None else [*words, f"limit={limit}"],
-        output=output,
-        dtype=dtype,
-        device=device,
-        batch_tokens=batch_tokens,
-        includes=include or [],
-        allow_unsafe_execution=allow_unsafe_execution,
-        speaker=Speaker(),
-    )
+    with interruptible():
+        evaluate(
+            model,
+            words if limit is None else [*words, f"limit={limit}"],
+            output=output,
+            dtype=dtype,
+            device=device,
+            batch_tokens=batch_tokens,
+            includes=include or [],
+            allow_unsafe_execution=allow_unsafe_execution,
+            speaker=Speaker(),
+        )
 
 
 @app.command()
@@ -99,9 +100,10 @@ def score(
     from eval.evaluation import score_again
     from shared.progress import Speaker
 
-    score_again(
-        folder, includes=include or [], allow_unsafe_execution=allow_unsafe_execution, speaker=Speaker()
-    )
+    with interruptible():
+        score_again(
+            folder, includes=include or [], allow_unsafe_execution=allow_unsafe_execution, speaker=Speaker()
+        )
 
 
 @app.command()

@@ -252,7 +252,7 @@ def build_app(modality: Modality[Config]) -> typer.Typer:
         def one_run(config: RunConfig) -> None:
             run_once(modality, config, until, speaker)
 
-        with _interruptible():
+        with interruptible():
             if isinstance(config, RecipeConfig):
                 if until != "report":
                     raise UserError(
@@ -309,7 +309,7 @@ def build_app(modality: Modality[Config]) -> typer.Typer:
             run.execute()
             run.close()
 
-        with _interruptible():
+        with interruptible():
             # of some settings nothing is written: another process may be at the others
             told = sweep_data if only else write_sweep
             results = execute_sweep(wanted, one_run, speaker, told=lambda results: told(wanted, results))
@@ -339,7 +339,7 @@ def build_app(modality: Modality[Config]) -> typer.Typer:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Ctrl-C is one message and an exit code of its own; caught here, because typer swallows it."""
     try:
         yield

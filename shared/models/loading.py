@@ -158,7 +158,8 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase, ref: ModelRef) -> 
     if not tokenizer.chat_template:
         raise UserError(
             f"model {ref.name!r}: its tokenizer has no chat template (base models often have none). Give it "
-            f"as `model: {{name: {ref.name}, chat_template: FILE.jinja}}`, or use an instruction-tuned model."
+            f"as `model: {{name: {ref.name}, chat_template: FILE.jinja}}` (for distill-eval: "
+            "model.chat_template=FILE.jinja), or use an instruction-tuned model."
         )
 
 

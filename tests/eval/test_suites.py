@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
+from eval.cli import app
 from eval.suites import SUITES, Registry
 from eval.tasks import TASKS
 from shared.errors import ConfigError, UserError
@@ -147,3 +149,14 @@ def test_a_mistake_is_one_message_and_exit_code_two():
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 2
     assert found.stderr.startswith("Error: unknown task or suite 'gsm8'") and "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize(("command", "work"), [("run", "evaluate"), ("score", "score_again")])
+def test_ctrl_c_says_that_nothing_is_lost(command, work, monkeypatch):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"eval.evaluation.{work}", interrupted)
+    result = CliRunner().invoke(app, [command, "there", *(["gsm8k"] if command == "run" else [])])
+    assert result.exit_code == 130
+    assert "what was committed is kept. Run the same command again" in result.stderr
