@@ -3,7 +3,8 @@
     python benchmarks/scaling.py [--short] [--out FILE] [--rounds N]
 
 A step is the teacher's pass and the student's forward and backward pass in the joint layout, as in
-pair_layout.py. `tokens`: 1, 2, 4 and 8 times as many pairs in one micro-batch, in turns (A B C D A B ...; from 16 pairs on a GPU);
+pair_layout.py. `tokens`: 1, 2, 4 and 8 times as many pairs in one micro-batch, in turns
+(A B C D A B ...; from 16 pairs on a GPU);
 `fixed_tokens` is what a pass costs without any, in tokens, by a line through all times. `processes`: two
 processes of one thread each under DDP with gloo; by turns the first does all pairs alone while the other
 waits, and both do half of them and average their gradients.

@@ -160,8 +160,8 @@ def _look_once(backbone: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         "mm_encoder_outputs" not in inspect.signature(backbone.forward).parameters
     ):  # swallowed by its **kwargs
         raise UserError(
-            f"{type(backbone).__name__} of transformers {version('transformers')} takes no image features that "
-            "were computed before, so it would not see the images that responses share. Install "
+            f"{type(backbone).__name__} of transformers {version('transformers')} takes no image features "
+            "that were computed before, so it would not see the images that responses share. Install "
             "transformers>=5.18; where the model has no such argument there either, set "
             "training.pair_layout: joint or use another model."
         )
