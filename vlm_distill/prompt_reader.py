@@ -1,7 +1,8 @@
 """How does a model's own processor see a prompt with its images: token ids, image tensors, positions?
 
 Every prompt is read alone, so that no batch can shift or swap anything; batches are joined afterwards. What
-was read is remembered: token ids by prompt, image tensors by images, within a budget of bytes.
+was read is remembered: token ids by prompt, image tensors by images, within a budget of bytes. A chat that
+was read before is not read again for other pictures of the same sizes: they stand for as many tokens.
 
 Shapes in names: P tokens of a prompt, A position axes.
 """
@@ -43,6 +44,21 @@ class Prompt(NamedTuple):
     positions_AP: Tensor | None  # for M-RoPE
 
 
+class _Words(NamedTuple):
+    """All of a prompt but its pictures."""
+
+    ids: tuple[int, ...]
+    token_types: Mapping[str, tuple[int, ...]]
+    positions_AP: Tensor | None
+
+
+class _Seen(NamedTuple):
+    """What a processor makes of pictures, and their widths and heights before."""
+
+    vision: Mapping[str, Tensor]
+    sizes: tuple[tuple[int, int], ...]
+
+
 class PromptReader:
     """Reads samples with one model's processor.
 
@@ -72,8 +88,9 @@ class PromptReader:
         self._system_prompt = system_prompt
         self._template_arguments = dict(template_arguments or {})
         self._bos: str | None = self.processor.tokenizer.bos_token
-        self._prompts: _Recent[Sample, Prompt] = _Recent(REMEMBERED_PROMPTS, _one)
-        self._images: _Recent[tuple[str, ...], Mapping[str, Tensor]] = _Recent(REMEMBERED_BYTES, _bytes_of)
+        self._prompts: _Recent[Sample, _Words] = _Recent(REMEMBERED_PROMPTS, _one)
+        self._chats: _Recent[tuple[object, ...], _Words] = _Recent(REMEMBERED_PROMPTS, _one)
+        self._images: _Recent[tuple[str, ...], _Seen] = _Recent(REMEMBERED_BYTES, _vision_bytes)
         self._opened: _Recent[str, Image] = _Recent(REMEMBERED_BYTES // 4, _pixel_bytes)
         self._image_processor = _RememberingImageProcessor(self.processor.image_processor)
 
@@ -137,22 +154,20 @@ class PromptReader:
         Raises:
             UserError: an image that cannot be opened, or a prompt that the processor refuses.
         """
-        remembered = self._prompts.get(sample)
-        if remembered is None:
-            prompt = self._read(sample)
-            self._prompts.put(sample, prompt._replace(vision={}))
-            self._images.put(sample.images, prompt.vision)
-            return prompt
-        vision = self._images.get(sample.images)
-        if vision is None:
-            vision = self._read(sample).vision
-            self._images.put(sample.images, vision)
-        return remembered._replace(vision=vision)
+        words, seen = self._prompts.get(sample), self._images.get(sample.images)
+        if words is None and seen is not None:
+            words = self._chats.get(_chat(sample, seen))
+        if words is None or seen is None:
+            words, seen = self._read(sample)
+            self._images.put(sample.images, seen)
+            if self.family is not None:  # of other families it is not known what tokens depend on
+                self._chats.put(_chat(sample, seen), words)
+        self._prompts.put(sample, words)
+        return Prompt(words.ids, words.token_types, seen.vision, words.positions_AP)
 
     def tokens(self, sample: Sample) -> int:
         """How many tokens the prompt takes."""
-        remembered = self._prompts.get(sample)
-        return len((self.read(sample) if remembered is None else remembered).ids)
+        return len((self._prompts.get(sample) or self.read(sample)).ids)
 
     def call(self, sample: Sample, **options: Any) -> Mapping[str, Any]:
         """What the processor gives for one sample.
@@ -184,7 +199,7 @@ class PromptReader:
             self.processor.image_processor = original
         return output
 
-    def _read(self, sample: Sample) -> Prompt:
+    def _read(self, sample: Sample) -> tuple[_Words, _Seen]:
         output = dict(self.call(sample, return_tensors="pt"))
         ids_P = output.pop("input_ids")[0]
         output.pop("attention_mask", None)
@@ -202,7 +217,8 @@ class PromptReader:
                 f"{type(self.processor).__name__} gives {', '.join(map(repr, unknown))}, and how a batch of "
                 f"{self.config.model_type} holds that is not known. Add it to vlm_distill/families.py."
             )
-        return Prompt(tuple(ids_P.tolist()), token_types, vision, self._positions(ids_P, token_types, vision))
+        words = _Words(tuple(ids_P.tolist()), token_types, self._positions(ids_P, token_types, vision))
+        return words, _Seen(vision, tuple(self._picture(reference).size for reference in sample.images))
 
     def _picture(self, reference: str) -> Image:
         image = self._opened.get(reference)
@@ -304,6 +320,19 @@ def _flat(images: Any) -> list[Any]:
 
 def _one(_: object) -> int:
     return 1
+
+
+def _chat(sample: Sample, seen: _Seen) -> tuple[object, ...]:
+    """All that the tokens of a prompt depend on: its turns, and how large the pictures in them are."""
+    turns = (
+        (message.role, tuple(part if isinstance(part, TextPart) else None for part in message.parts))
+        for message in sample.messages
+    )
+    return (seen.sizes, *turns)
+
+
+def _vision_bytes(seen: _Seen) -> int:
+    return _bytes_of(seen.vision)
 
 
 def _pixel_bytes(image: Image) -> int:

@@ -153,7 +153,7 @@ def train_round(
         metrics["train/padding_share"] = padding
         on_step(metrics)
         if trainee.step % RETURN_MEMORY_STEPS == 0:
-            return_freed_memory()
+            return_freed_memory(everything=False)
         # the round's end has a checkpoint and measurement of its own
         last = trainee.step - first_step == len(plan)
         if not last and config.evaluate_steps and trainee.step % config.evaluate_steps == 0:

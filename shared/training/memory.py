@@ -12,12 +12,20 @@ import gc
 import sys
 from functools import cache
 
+YOUNG, OLDEST = 1, 2  # generations of Python's collector
 
-def return_freed_memory() -> None:
-    """Give free pages of the heap back to the system, where the C library can (glibc); else does nothing."""
+
+def return_freed_memory(*, everything: bool = True) -> None:
+    """Give free pages of the heap back to the system, where the C library can (glibc); else does nothing.
+
+    Args:
+        everything: also what only cycles of long-lived objects hold, such as a model that has been dropped.
+            Looking for it takes as long as there are prompts (half a second for 30,000); what a few steps
+            leave behind is young, and found at once.
+    """
     trim = _malloc_trim()
     if trim is not None:
-        gc.collect()
+        gc.collect(OLDEST if everything else YOUNG)
         trim(0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from shared.models.vocabulary import shared_vocabulary
 from shared.types import Encoded, Group, ImagePart, Message, Response, Role, Sample, TextPart
 from vlm_builders import FAMILIES, llava, picture, template, token_id
 from vlm_distill.adapter import VlmAdapter
+from vlm_distill.prompt_reader import PromptReader
 
 SIZES = [(40, 24), (24, 40), (16, 16), (70, 20)]
 PICTURES = {f"picture-{index}": picture(index, size) for index, size in enumerate(SIZES)}
@@ -338,6 +340,54 @@ def test_a_prompt_is_read_once() -> None:
     adapter.prompt_tokens(other)
     assert opened == ["picture-0"]
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_known_chats_with_other_pictures_are_read_as_if_alone(opened: Opened) -> None:
+    model, adapter = opened
+    processor, pictures = adapter._processor, {**PICTURES, "twin": picture(9, SIZES[0])}
+    names = [("picture-0",), ("picture-1",), ("twin",), ("picture-0", "picture-3"), ("picture-3", "twin")]
+    chats = [("user", "what is it"), ("user", "what is it?"), ("user", "and now")]
+    samples = [
+        Sample(f"{images}{text}", (Message(role, (*map(ImagePart, images), TextPart(text))),), "vqa")
+        for role, text in chats
+        for images in names
+    ]
+
+    def fresh() -> PromptReader:
+        return VlmAdapter(processor, model.config, open_image=lambda name: pictures[name].copy())._reader
+
+    together = fresh()
+    for sample in samples:
+        own, alone = together.read(sample), fresh().read(sample)
+        assert own.ids == alone.ids and own.token_types == alone.token_types
+        assert own.vision.keys() == alone.vision.keys()
+        assert all(torch.equal(tensor, alone.vision[key]) for key, tensor in own.vision.items())
+        assert (own.positions_AP is None) == (alone.positions_AP is None)
+        assert own.positions_AP is None or torch.equal(own.positions_AP, alone.positions_AP)
+
+
+def test_a_known_chat_about_known_pictures_needs_no_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = adapter_of((family := llava()).model(0), family.processor())
+    here, there = sample_of(0, 1), sample_of(0, 1, "and now")
+    elsewhere = replace(here, id="x", messages=(Message("user", (ImagePart("picture-2"), TextPart("x"))),))
+    for sample in (here, there, elsewhere):
+        adapter.prompt_tokens(sample)
+    read: list[Sample] = []
+    monkeypatch.setattr(adapter._reader, "_read", read.append)
+    known = replace(there, id="another question of the same words")
+    assert adapter.encode_prompts([known])["input_ids"].tolist() == (
+        adapter.encode_prompts([there])["input_ids"].tolist()
+    )
+    assert not read
+
+
+def test_of_a_family_that_is_not_in_the_table_every_prompt_is_read() -> None:
+    family = llava()
+    model = family.model(0)
+    model.config.model_type = "newcomer"
+    adapter = adapter_of(model, family.processor())
+    adapter.prompt_tokens(sample_of(0, 1))
+    assert not adapter._reader._chats._items
 
 
 def test_what_is_forgotten_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import pytest
 
@@ -32,3 +34,30 @@ def test_holes_go_back_to_the_system():
 def test_another_c_library_changes_nothing(monkeypatch):
     monkeypatch.setattr(memory, "_malloc_trim", lambda: None)
     assert memory.return_freed_memory() is None
+
+
+def test_cycles_of_the_last_steps_are_found_at_once_those_of_old_objects_when_asked(monkeypatch):
+    monkeypatch.setattr(memory, "_malloc_trim", lambda: lambda _: 1)
+    gc.disable()
+    try:
+        old = _cycle()
+        alive = weakref.ref(old)
+        gc.collect(0), gc.collect(1)  # it grows old
+        del old
+        young = weakref.ref(_cycle())
+        memory.return_freed_memory(everything=False)
+        assert young() is None and alive() is not None
+        memory.return_freed_memory()
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+class _Node:
+    itself: _Node
+
+
+def _cycle() -> _Node:
+    node = _Node()
+    node.itself = node
+    return node
