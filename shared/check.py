@@ -67,6 +67,7 @@ def check_config(config: RunConfig, *, models: bool = True) -> dict[str, object]
         "responses by": ", ".join(objective.sides),
         "training prompts": len(train),
         "held-out prompts": len(heldout),
+        **_written_facts(config),
         **({"left out": "; ".join(notes)} if notes else {}),
         "optimiser steps": steps,
     }
@@ -77,6 +78,11 @@ def _cache_facts(config: RunConfig) -> dict[str, object]:
     if cache is None:
         return {}
     return {"teacher cached": f"top {cache.top_k}, in {cache.folder or config.folder}"}
+
+
+def _written_facts(config: RunConfig) -> dict[str, object]:
+    counts = [f"{s.written.count} of {place}" for place, s in config.prompts.written.items() if s.written]
+    return {"written by the teacher": f"{', '.join(counts)}, when the run starts"} if counts else {}
 
 
 def _check_models(config: RunConfig) -> int | None:
@@ -111,8 +117,7 @@ def smoke_config(config: RunConfig) -> RunConfig:
     """The same run on a handful of samples, in a folder of its own."""
 
     def limited(sources: tuple[PromptSource, ...], limit: int) -> tuple[PromptSource, ...]:
-        per_source = max(1, limit // len(sources))
-        return tuple(s.model_copy(update={"limit": min(s.limit or per_source, per_source)}) for s in sources)
+        return tuple(source.limited(max(1, limit // len(sources))) for source in sources)
 
     def short(task: str | dict[str, Any]) -> dict[str, Any]:
         given = {"name": task} if isinstance(task, str) else task

@@ -133,6 +133,18 @@ class RunConfig(Section):
                 "teacher: required, and not given. Only objective sft with a student.model of its own does "
                 f"without; this is {objective.name!r} with student.model {self.student.model.name!r}."
             )
+        for place in self.prompts.written:
+            if self.teacher is None:
+                raise ValueError(
+                    f"prompts.{place}.written: the teacher writes these prompts, and this run has none. "
+                    "Give a teacher, or prompts as a file"
+                )
+            if place.startswith("train") and "reference" in objective.sides:
+                raise ValueError(
+                    f"prompts.{place}.written: the teacher writes prompts without reference answers, and "
+                    f"objective {objective.name!r} trains on them. Choose another objective, or give prompts "
+                    "as a file"
+                )
         for side in ("teacher", "student"):
             if side not in objective.sides:
                 refuse_idle(

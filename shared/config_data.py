@@ -43,11 +43,36 @@ class HubData(Section):
         return "/".join(filter(None, (self.id, self.config, self.split)))
 
 
+class WrittenConfig(Section):
+    """Prompts that the teacher writes: it goes on from the user's turn of its own template."""
+
+    count: int = Field(ge=1, description="how many; draws go on until so many are good, at most 8 for each")
+    max_new_tokens: int = Field(256, ge=1, description="a prompt that is cut by it is left out")
+    temperature: float = Field(1.0, gt=0.0)
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    top_k: int = Field(0, ge=0, description="0 switches it off")
+    min_words: int = Field(3, ge=1)
+    max_words: int = Field(400, ge=1)
+    near_duplicate: float = Field(
+        0.7,
+        gt=0.0,
+        le=1.0,
+        description="share of word triples from which on it counts as an earlier one",
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> WrittenConfig:
+        if self.max_words < self.min_words:
+            raise ValueError(f"needs min_words <= max_words; got {self.min_words} and {self.max_words}")
+        return self
+
+
 class PromptSource(Section):
-    """A file or a data set of prompts. docs/DATA.md shows the rows."""
+    """A file or a data set of prompts, or the teacher. docs/DATA.md shows the rows."""
 
     path: str | None = Field(None, description="a file, or pkg://PACKAGE/FILE")
     hub: HubData | None = None
+    written: WrittenConfig | None = None
     task: TaskName | None = Field(None, description="for rows that name none; default instruction")
     limit: int | None = Field(None, ge=1, description="how many prompts to take, after the shuffle")
     shuffle: bool = False
@@ -64,8 +89,16 @@ class PromptSource(Section):
 
     @model_validator(mode="after")
     def _one_place(self) -> PromptSource:
-        if (self.path is None) == (self.hub is None):
-            raise ValueError(f"give path or hub; got {'both' if self.path else 'neither'}")
+        places = [name for name in ("path", "hub", "written") if getattr(self, name) is not None]
+        if len(places) != 1:
+            raise ValueError(f"give path, hub or written; got {' and '.join(places) or 'none'}")
+        if self.written is not None:
+            refuse_idle(
+                self,
+                *("limit", "shuffle", "columns", "ids", "turns", "image_root", "image_name"),
+                because="with written, whose rows are plain prompts, as many as count says",
+                instead="read a file",
+            )
         for name in ("template", "image_name"):
             text = getattr(self, name)
             if text is not None and text.count("{}") != 1:
@@ -75,7 +108,14 @@ class PromptSource(Section):
     @property
     def label(self) -> str:
         """How messages call it."""
-        return self.hub.label if self.hub else str(self.path)
+        return self.hub.label if self.hub else self.path or "prompts that the teacher writes"
+
+    def limited(self, limit: int) -> PromptSource:
+        """The same source with at most so many prompts."""
+        if self.written is not None:
+            count = min(self.written.count, limit)
+            return self.model_copy(update={"written": self.written.model_copy(update={"count": count})})
+        return self.model_copy(update={"limit": min(self.limit or limit, limit)})
 
 
 class ImagesConfig(Section):
@@ -126,6 +166,16 @@ class PromptsConfig(Section):
     on_bad_row: Literal["fail", "skip"] = Field("fail", description="rows that cannot be used")
     images: ImagesConfig = ImagesConfig()
     decontamination: DecontaminationConfig | None = None
+
+    @property
+    def written(self) -> dict[str, PromptSource]:
+        """The sources that the teacher writes, by their place, such as train.0; those to train on first."""
+        return {
+            f"{name}.{index}": source
+            for name, sources in (("train", self.train), ("heldout", self.heldout))
+            for index, source in enumerate(sources)
+            if source.written is not None
+        }
 
 
 class FilterConfig(Section):

@@ -16,12 +16,13 @@ from transformers import PreTrainedModel
 from shared.adapter import Adapter, AdapterKind
 from shared.config import RunConfig
 from shared.data.prompts import split_by_length
-from shared.data.run_prompts import load_run_prompts
+from shared.data.run_prompts import RunPrompts, load_run_prompts
 from shared.generation.collect import collect_responses
 from shared.generation.transformers_engine import TransformersEngine
 from shared.models.students import merged, trainable_parameters
 from shared.objectives.objective import Objective
 from shared.progress import Speaker
+from shared.prompt_writing import write_prompts_of
 from shared.training.checkpoints import find_checkpoints, load_weights
 from shared.training.layout import Layouts, choose_layouts
 from shared.training.loop import Trainee
@@ -168,14 +169,18 @@ def open_session(
     Raises:
         UserError: whatever in prompts, models or their combination cannot be used.
     """
-    train, heldout, notes = load_run_prompts(
-        config.prompts, objective, seed=config.seed, image_folder=workspace.folder / "images"
-    )
-    for note in notes:
-        speaker.say(f"  {note}")
+    prompts = None
+    if not config.prompts.written:  # what is wrong with files is known before models are loaded
+        prompts = _read_prompts(config, objective, workspace, speaker)
     speaker.stage(f"Loading {(config.teacher or config.student).model.name}")
     with workspace.timed("load"):
         models = open_models(config, kind, accelerator.device)
+    if prompts is None:
+        with workspace.timed("generate"):
+            write_prompts_of(config, models, workspace=workspace, speaker=speaker, accelerator=accelerator)
+        prompts = _read_prompts(config, objective, workspace, speaker)
+    train, heldout = prompts.train, prompts.heldout
+    with workspace.timed("load"):
         train = _fitting(train, models, config, speaker)
         heldout = _fitting(heldout, models, config, speaker)
         prune = config.student.prune
@@ -211,6 +216,15 @@ def open_session(
     return Session(
         config, workspace, speaker, accelerator, objective, train, heldout, models, trainee
     )  # fmt: skip
+
+
+def _read_prompts(
+    config: RunConfig, objective: Objective, workspace: Workspace, speaker: Speaker
+) -> RunPrompts:
+    prompts = load_run_prompts(config.prompts, objective, seed=config.seed, folder=workspace.folder)
+    for note in prompts.notes:
+        speaker.say(f"  {note}")
+    return prompts
 
 
 def _fitting(samples: Sequence[Sample], models: Models, config: RunConfig, speaker: Speaker) -> list[Sample]:

@@ -44,6 +44,11 @@ class VlmRunConfig(RunConfig):
     @model_validator(mode="after")
     def _vision_has_effect(self) -> VlmRunConfig:
         vision = self.vision
+        for place in self.prompts.written:
+            raise ValueError(
+                f"prompts.{place}.written: a teacher writes words and no pictures. Give questions about "
+                "pictures as a file"
+            )
         if "teacher" in vision.tower_cache and self.teacher is None:
             raise ValueError("vision.tower_cache names the teacher, and there is none; remove it")
         if "student" in vision.tower_cache and (

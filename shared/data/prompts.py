@@ -17,6 +17,7 @@ from shared.errors import DataError
 from shared.models.references import resolve_path
 from shared.types import Sample
 
+STAND_IN_WORDS = 24  # of what stands for a prompt that the teacher has yet to write
 LISTED = 10  # problems or samples that one message lists
 
 
@@ -168,9 +169,13 @@ def _open(sources: Sequence[PromptSource], beside_them: Sequence[PromptSource]) 
         root = Path(source.image_root).expanduser() if source.image_root else None
         if root is not None and not root.is_dir():
             raise DataError(f"image_root {source.image_root!r} of {source.label} is not a folder.")
-        if source.hub is not None:
+        if source.written is not None:
+            name = "for-training" if not beside_them else "held-out"
+            beside = Path.cwd()
+            rows: Callable[[], Iterable[Numbered]] = partial(_stand_ins, name, source.written.count)
+        elif source.hub is not None:
             name, beside = source.hub.label, Path.cwd()
-            rows: Callable[[], Iterable[Numbered]] = partial(read_hub, source.hub)
+            rows = partial(read_hub, source.hub)
         else:
             path = resolve_path(source.label)
             if path is None or not path.is_file():
@@ -185,6 +190,12 @@ def _open(sources: Sequence[PromptSource], beside_them: Sequence[PromptSource]) 
         names.append(name)
         opened.append(_Opened(source, label, rows, root or beside))
     return opened
+
+
+def _stand_ins(name: str, count: int) -> Iterator[Numbered]:
+    """As different as the prompts will be: no four words in a row of one are in another."""
+    for number in range(1, count + 1):
+        yield Numbered(number, {"prompt": " ".join([f"{name} {number}"] * (STAND_IN_WORDS // 3))})
 
 
 def _read(opened: _Opened, images: Handling, problems: list[str]) -> list[Sample]:

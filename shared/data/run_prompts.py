@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from shared.config_data import PromptsConfig
+from shared.config_data import PromptsConfig, PromptSource
 from shared.data.decontamination import decontaminate, evaluation_texts, prompt_texts
 from shared.data.image_references import Handling, in_folder
 from shared.data.prompts import load_prompts
@@ -23,7 +23,7 @@ class RunPrompts(NamedTuple):
 
 
 def load_run_prompts(
-    config: PromptsConfig, objective: Objective, *, seed: int, image_folder: Path | None = None
+    config: PromptsConfig, objective: Objective, *, seed: int, folder: Path | None = None
 ) -> RunPrompts:
     """Read both sets.
 
@@ -31,8 +31,9 @@ def load_run_prompts(
         config: Where they are.
         objective: Says whether reference answers are needed.
         seed: Of the shuffles.
-        image_folder: Where images are kept that are no local files; every image is then decoded once. None:
-            the samples are only looked at, so images are tested by their headers, and none is fetched.
+        folder: Of the run. It keeps images that are no local files, and every image is decoded once; it has
+            what the teacher wrote. None: the samples are only looked at, so images are tested by their
+            headers, none is fetched, and others stand in for prompts that the teacher is to write.
 
     Raises:
         DataError: rows that cannot be used, a prompt in both sets, or one without the reference answer that
@@ -40,8 +41,10 @@ def load_run_prompts(
         UserError: a file that does not exist.
     """
     images = Handling(config.images)
-    if image_folder is not None:
-        images = Handling(config.images, in_folder(image_folder), look="decode", downloads=image_folder)
+    if folder is not None:
+        kept = folder / "images"
+        images = Handling(config.images, in_folder(kept), look="decode", downloads=kept)
+        config = _from_files(config, folder)
     (train, notes), (heldout, more) = (
         load_prompts(sources, seed=seed, on_bad_row=config.on_bad_row, images=images, beside=beside)
         for sources, beside in ((config.train, ()), (config.heldout, config.train))
@@ -68,3 +71,25 @@ def load_run_prompts(
             f"({', '.join(missing[:3])}). Add a `reference` to each row, or choose another objective."
         )
     return RunPrompts(train, heldout, notes)
+
+
+def written_file(folder: Path, place: str) -> Path:
+    """Where a run keeps the prompts that its teacher wrote for a source."""
+    return folder / "prompts" / f"{place}.jsonl"
+
+
+def _from_files(config: PromptsConfig, folder: Path) -> PromptsConfig:
+    """The same prompts, those that the teacher wrote as the files that they are in."""
+    written = config.written
+
+    def files(name: str, sources: tuple[PromptSource, ...]) -> tuple[PromptSource, ...]:
+        return tuple(
+            source.model_copy(update={"path": str(written_file(folder, place)), "written": None})
+            if (place := f"{name}.{index}") in written
+            else source
+            for index, source in enumerate(sources)
+        )
+
+    return config.model_copy(
+        update={"train": files("train", config.train), "heldout": files("heldout", config.heldout)}
+    )

@@ -13,115 +13,108 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from shared.config_data import PromptSource
 from shared.data.near_duplicates import NearDuplicates
 from shared.data.words import words
 from shared.durable import write_atomically
 from shared.errors import DataError, UserError
-from shared.types import Message, Sample, TaskName, TextPart
+from shared.types import Message, Response, TextPart
 
 _PLACE = "0the1place2of3the4text5"
+DRAWS_PER_PROMPT = 8  # when to give up
+
+Continue = Callable[[Sequence[int]], Iterable[Response]]
+"""What a teacher writes after the start of the user's turn, one response for each numbered draw, in order."""
 
 
-class Continuation(NamedTuple):
-    """What a model wrote after a text; `finished` if it ended the turn itself."""
+class UserTurn(NamedTuple):
+    """What a template writes around the user's text, special tokens included."""
 
-    text: str
-    finished: bool
-
-
-Continue = Callable[[str, Sequence[int]], Iterable[Continuation]]
-"""(text, draws) -> one continuation for each draw, in order; a draw's number seeds its noise."""
+    before: str
+    after: str
 
 
 class Written(NamedTuple):
-    """The prompts, and how many continuations were left out, by reason."""
+    """The prompts by the number of their draw, and how many draws were left out, by reason."""
 
-    samples: list[Sample]
+    prompts: dict[int, str]
     dropped: dict[str, int]
 
     def note(self) -> str:
         """One line for the log."""
         reasons = ", ".join(f"{count} × {reason}" for reason, count in sorted(self.dropped.items()))
-        return f"{len(self.samples)} prompts written by the teacher; left out: {reasons or 'none'}"
+        return f"{len(self.prompts)} prompts written by the teacher; left out: {reasons or 'none'}"
 
 
-def user_turn_start(render: Callable[[Sequence[Message]], str]) -> str:
-    """The template's text before the user's own.
+def user_turn(render: Callable[[Message], str]) -> UserTurn:
+    """The template's text around the user's own.
 
     Args:
-        render: The template over a chat, without a generation prompt.
+        render: The template over a chat that ends with a user's turn.
 
     Raises:
         UserError: a template that does not write the user's text as it is.
     """
-    start, place, _ = render([Message("user", (TextPart(_PLACE),))]).partition(_PLACE)
-    if not place:
+    before, place, after = render(Message("user", (TextPart(_PLACE),))).partition(_PLACE)
+    if not before or not place:
         raise UserError(
-            "the teacher's chat template does not write a user's text as it is, so the teacher cannot go on "
-            "from its start. Give prompts as a file instead."
+            "the teacher's chat template has no user turn that begins with something of its own and then has "
+            "the user's text as it is, so the teacher cannot go on from its start. Give prompts as a file "
+            "instead."
         )
-    return start
+    return UserTurn(before, after)
 
 
 def write_prompts(
-    continue_: Continue,
-    start: str,
-    *,
-    count: int,
-    task: TaskName = "instruction",
-    min_words: int = 3,
-    max_words: int = 400,
-    near_duplicate: float = 0.7,
-    batch: int = 64,
-    draws_per_prompt: int = 8,
+    continue_: Continue, source: PromptSource, *, earlier: Iterable[str] = (), least: int = 16
 ) -> Written:
-    """Let a model write prompts until `count` are good, or `draws_per_prompt` times as many were tried.
+    """Let a model write prompts until enough are good, or `DRAWS_PER_PROMPT` times as many were tried.
 
-    The same draws give the same prompts, whatever the batch.
+    The same draws give the same prompts, however many are asked for together.
 
     Args:
         continue_: The model.
-        start: Of the user's turn, by `user_turn_start`.
-        count: How many are wanted.
-        task: Of all of them.
-        min_words: Fewer are no prompt.
-        max_words: More are left out.
-        near_duplicate: Jaccard index of word triples from which on a prompt counts as an earlier one.
-        batch: How many are asked for at a time.
-        draws_per_prompt: When to give up.
+        source: What is wanted, as `written`.
+        earlier: Prompts that must not come again.
+        least: How many are asked for together, unless more are missing.
 
     Raises:
         DataError: too few are good.
     """
-    twins, samples, dropped = NearDuplicates(near_duplicate), list[Sample](), Counter[str]()
-    limit = count * draws_per_prompt
-    for first in range(0, limit, batch):
-        draws = range(first, min(first + batch, limit))
-        for draw, continuation in zip(draws, continue_(start, draws), strict=True):
-            if len(samples) == count:
+    wanted = source.written
+    assert wanted is not None
+    twins, written = NearDuplicates(wanted.near_duplicate), Written({}, Counter())
+    for text in earlier:
+        twins.add(text)
+    limit, asked = wanted.count * DRAWS_PER_PROMPT, 0
+    while asked < limit and len(written.prompts) < wanted.count:
+        draws = range(asked, min(asked + max(least, wanted.count - len(written.prompts)), limit))
+        asked = draws.stop
+        for draw, response in zip(draws, continue_(draws), strict=True):
+            if len(written.prompts) == wanted.count:
                 break
-            text = continuation.text.strip()
+            text = response.text.strip()
             length = len(words(text))
-            if not continuation.finished:
-                dropped["cut by the length limit"] += 1
-            elif length < min_words:
-                dropped[f"under {min_words} words"] += 1
-            elif length > max_words:
-                dropped[f"over {max_words} words"] += 1
+            if response.finish_reason != "stop":
+                written.dropped["cut by the length limit"] += 1
+            elif length < wanted.min_words:
+                written.dropped[f"under {wanted.min_words} words"] += 1
+            elif length > wanted.max_words:
+                written.dropped[f"over {wanted.max_words} words"] += 1
             elif twins.add(text) is not None:
-                dropped["nearly an earlier one"] += 1
+                written.dropped["nearly an earlier one"] += 1
             else:
-                message = Message("user", (TextPart(text),))
-                samples.append(Sample(f"written:{draw}", (message,), task, source=f"teacher, draw {draw}"))
-        if len(samples) == count:
-            return Written(samples, dict(dropped))
-    raise DataError(
-        f"{Written(samples, dict(dropped)).note()}, after {limit} tries; {count} were wanted. Ask for fewer, "
-        "raise the temperature, or give prompts as a file."
-    )
+                written.prompts[draw] = text
+    if len(written.prompts) < wanted.count:
+        raise DataError(
+            f"{written.note()}, after {limit} tries; {wanted.count} were wanted. Ask for fewer, raise "
+            "written.temperature or written.max_new_tokens, or give prompts as a file."
+        )
+    return written
 
 
-def save_prompts(path: Path, written: Written) -> None:
+def save_prompts(path: Path, written: Written, *, name: str) -> None:
     """Write the prompts as a source that `load_prompts` reads."""
-    rows = ({"id": s.id, "prompt": s.messages[-1].text, "task": s.task} for s in written.samples)
+    rows = ({"id": f"{name}:{draw}", "prompt": text} for draw, text in written.prompts.items())
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

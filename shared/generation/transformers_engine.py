@@ -11,19 +11,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from shared.adapter import Adapter
 from shared.errors import UserError
 from shared.generation.sampling import sample_tokens, uniforms
-from shared.types import Request, Response, Sampling
+from shared.models.vocabulary import Vocabulary
+from shared.types import Request, Response, Sample, Sampling
+
+
+class PromptReader(Protocol):
+    """What an engine needs of an adapter."""
+
+    fingerprint: str
+    vocabulary: Vocabulary
+    accepts_images: bool
+
+    def encode_prompts(self, samples: Sequence[Sample]) -> Mapping[str, Tensor]:
+        """Left-padded inputs for generation."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of a response, without special tokens."""
+        ...
+
 
 SAMPLER = 1  # part of the fingerprint; raise it where the same settings would sample other tokens
 
@@ -44,7 +61,7 @@ class TransformersEngine:
     def __init__(
         self,
         model: nn.Module,
-        adapter: Adapter,
+        adapter: PromptReader,
         *,
         fingerprint: str,
         width: int | None = None,

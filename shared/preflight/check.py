@@ -22,6 +22,7 @@ import transformers
 from shared.adapter import AdapterKind
 from shared.config import RunConfig
 from shared.config_data import PromptsConfig, PromptSource
+from shared.data.prompts import STAND_IN_WORDS
 from shared.data.run_prompts import load_run_prompts
 from shared.errors import UserError
 from shared.models.heads import causal_lm_of
@@ -46,6 +47,7 @@ from shared.workspace import Workspace, peak_memory_bytes
 
 IMAGE_PROMPTS = 256  # of each source, where every prompt goes through an image processor
 MEASURED_PROMPTS = 64  # of each source, for what models are run on
+WRITTEN_PROMPTS = 4  # the same, where the teacher has to write them here
 PROBED_TOKENS = 64  # of a response, in the distance of a model to itself
 
 
@@ -69,8 +71,11 @@ def check_models(
     readers = _open_readers(config, kind)
     with tempfile.TemporaryDirectory() as folder:
         few = _few(config.prompts, IMAGE_PROMPTS) if readers.student.accepts_images else config.prompts
-        images = Path(folder) / "images" if readers.student.accepts_images else None
-        train, held, _ = load_run_prompts(few, objective, seed=config.seed, image_folder=images)
+        kept = Path(folder) if readers.student.accepts_images else None
+        train, held, _ = load_run_prompts(few, objective, seed=config.seed, folder=kept)
+        if config.prompts.written:
+            assumed = f"not there yet; taken to be {STAND_IN_WORDS} words long"
+            found.add("Prompts that the teacher writes", [assumed])
         teacher, start = _outlines(config)
         if not _survey(found, config, readers, teacher, start, [*train, *held]):
             return found
@@ -95,7 +100,7 @@ def check_models(
 
 def _few(prompts: PromptsConfig, limit: int) -> PromptsConfig:
     def limited(sources: Sequence[PromptSource]) -> tuple[PromptSource, ...]:
-        return tuple(s.model_copy(update={"limit": min(s.limit or limit, limit)}) for s in sources)
+        return tuple(s.limited(WRITTEN_PROMPTS if s.written is not None else limit) for s in sources)
 
     return prompts.model_copy(update={"train": limited(prompts.train), "heldout": limited(prompts.heldout)})
 

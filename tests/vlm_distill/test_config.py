@@ -70,6 +70,11 @@ def test_parts_that_cannot_be(overrides: list[str], says: str) -> None:
         parse_config(MINIMAL, VlmRunConfig, overrides)
 
 
+def test_a_teacher_writes_no_pictures() -> None:
+    with pytest.raises(ConfigError, match=r"prompts.train.0.written: a teacher writes words and no pictures"):
+        parse_config(MINIMAL, VlmRunConfig, ["prompts.train=[{written: {count: 3}}]"])
+
+
 def test_low_rank_updates_of_a_part_take_settings() -> None:
     config = parse_config(
         MINIMAL, VlmRunConfig, ["student.parts={language_model: lora}", "student.lora={r: 4}"]

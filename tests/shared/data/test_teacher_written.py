@@ -1,16 +1,15 @@
 """A teacher's own prompts: the good ones once each, the same whatever the batch."""
 
-import json
-
 import numpy as np
 import pytest
 
-from shared.config_data import PromptSource
+from shared.config_data import PromptSource, WrittenConfig
 from shared.data.near_duplicates import NearDuplicates
 from shared.data.prompts import load_prompts
-from shared.data.teacher_written import Continuation, save_prompts, user_turn_start, write_prompts
+from shared.data.teacher_written import save_prompts, user_turn, write_prompts
 from shared.data.words import ngrams, words
 from shared.errors import DataError, UserError
+from shared.types import Response
 
 TEXTS = [
     "How do I bake a sourdough bread at home without a starter?",
@@ -28,20 +27,24 @@ class Teacher:
     """Goes through TEXTS again and again, by the number of the draw."""
 
     def __init__(self):
-        self.starts, self.asked = set(), 0
+        self.asked = 0
 
-    def __call__(self, start, draws):
-        self.starts.add(start)
+    def __call__(self, draws):
         self.asked += len(draws)
-        return [Continuation(f" {TEXTS[draw % 7]}\n", finished=draw % 7 != CUT) for draw in draws]
+        for draw in draws:
+            reason = "length" if draw % 7 == CUT else "stop"
+            yield Response("s", "teacher", 0, draw, (1,), f" {TEXTS[draw % 7]}\n", reason, "")
 
 
-@pytest.mark.parametrize("batch", [1, 3, 64])
-def test_what_is_kept_does_not_depend_on_the_batch(batch):
+def wanted(count, **options):
+    return PromptSource(written=WrittenConfig(count=count, **options))
+
+
+@pytest.mark.parametrize("least", [1, 3, 64])
+def test_what_is_kept_does_not_depend_on_how_many_are_asked_for_together(least):
     teacher = Teacher()
-    written = write_prompts(teacher, "<user>", count=3, task="code", batch=batch)
-    assert [s.id for s in written.samples] == ["written:0", "written:5", "written:6"]
-    assert written.samples[0].messages[0].text == TEXTS[0] and written.samples[0].task == "code"
+    written = write_prompts(teacher, wanted(3), least=least)
+    assert written.prompts == {0: TEXTS[0], 5: TEXTS[5], 6: TEXTS[6]}
     assert written.dropped == {
         "nearly an earlier one": 1, "under 3 words": 1, "cut by the length limit": 1, "over 400 words": 1
     }  # fmt: skip
@@ -49,29 +52,43 @@ def test_what_is_kept_does_not_depend_on_the_batch(batch):
         "3 prompts written by the teacher; left out: 1 × cut by the length limit, 1 × nearly an earlier one, "
         "1 × over 400 words, 1 × under 3 words"
     )
-    assert teacher.starts == {"<user>"} and teacher.asked <= 24
+    assert teacher.asked <= 24
+
+
+def test_limits_and_threshold_are_the_configured_ones():
+    written = write_prompts(Teacher(), wanted(3, min_words=1, near_duplicate=1.0))
+    assert list(written.prompts) == [0, 2, 5]  # the second has the same words in the same order
+    assert list(write_prompts(Teacher(), wanted(1, max_words=10)).prompts) == [6]
+
+
+def test_what_an_earlier_source_has_does_not_come_again():
+    written = write_prompts(Teacher(), wanted(1), earlier=[TEXTS[0], TEXTS[5]])
+    assert written.prompts == {6: TEXTS[6]} and written.dropped["nearly an earlier one"] == 3
 
 
 def test_a_teacher_that_repeats_itself_is_given_up():
-    with pytest.raises(DataError, match=r"3 prompts .*after 40 tries; 5 were wanted.*raise the temperature"):
-        write_prompts(Teacher(), "", count=5, batch=7)
+    with pytest.raises(
+        DataError, match=r"3 prompts .*after 40 tries; 5 were wanted.*raise written.temperature"
+    ):
+        write_prompts(Teacher(), wanted(5), least=7)
 
 
-def test_the_start_of_the_users_turn_in_a_template():
-    def template(messages):
-        return "".join(f"<|{m.role}|>\n{m.text}<|end|>\n" for m in messages)
+def test_what_a_template_writes_around_a_users_text():
+    def template(message):
+        return f"<|{message.role}|>\n{message.text}<|end|>\n<|assistant|>"
 
-    assert user_turn_start(template) == "<|user|>\n"
-    with pytest.raises(UserError, match="does not write a user's text as it is"):
-        user_turn_start(lambda messages: template(messages).upper())
+    assert user_turn(template) == ("<|user|>\n", "<|end|>\n<|assistant|>")
+    for unfit in (lambda message: template(message).upper(), lambda message: message.text):
+        with pytest.raises(UserError, match=r"no user turn that begins .* Give prompts as a file"):
+            user_turn(unfit)
 
 
 def test_saved_prompts_are_a_prompt_source(tmp_path):
-    written = write_prompts(Teacher(), "", count=2)
-    save_prompts(tmp_path / "written.jsonl", written)
-    (loaded, _) = load_prompts([PromptSource(path=str(tmp_path / "written.jsonl"))], seed=0)
-    assert [(s.id, s.messages) for s in loaded] == [(s.id, s.messages) for s in written.samples]
-    assert json.loads((tmp_path / "written.jsonl").read_text().splitlines()[0])["task"] == "instruction"
+    path = tmp_path / "prompts" / "written.jsonl"
+    written = write_prompts(Teacher(), wanted(2))
+    save_prompts(path, written, name="w")
+    (loaded, _) = load_prompts([PromptSource(path=str(path))], seed=0)
+    assert {s.id: s.messages[0].text for s in loaded} == {"w:0": TEXTS[0], "w:5": TEXTS[5]}
 
 
 def test_near_duplicates_are_those_of_the_exact_jaccard_index():
