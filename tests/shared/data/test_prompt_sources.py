@@ -294,8 +294,8 @@ def test_columns_by_other_names_and_numbers(folder):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({}, "give path or hub; got neither"),
-        ({"path": "x", "hub": {"id": "y"}}, "got both"),
+        ({}, "give path, hub or written; got none"),
+        ({"path": "x", "hub": {"id": "y"}}, "got path and hub"),
         ({"path": "x", "template": "no braces"}, "needs {} once"),
         ({"path": "x", "image_name": "{}/{}"}, "needs {} once"),
         ({"path": "x", "columns": {"promt": "q"}}, "columns"),
