@@ -68,17 +68,18 @@ def save_shape(name: str, folder: Path, *, small: bool) -> str:
     """A model folder without weights: configuration and processor."""
     config = MODELS[name].config
     config = type(config)(**config.to_dict())
-    vocabulary = {f"w{i}": i for i in range(config.text_config.vocab_size - 64)}
+    words = (f"w{i}" for i in range(config.text_config.vocab_size - 68))
+    vocabulary = {word: i for i, word in enumerate(("<unk>", "<s>", "</s>", "<pad>", *words))}
     if small:
         for part in (config.text_config, config.vision_config):
             part.num_hidden_layers, part.hidden_size, part.intermediate_size = 4, 128, 128
             part.num_attention_heads = 4
         config.text_config.num_key_value_heads, config.text_config.head_dim = 4, 32
     config.save_pretrained(folder)
-    plain = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
+    plain = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=plain, bos_token="w1", eos_token="w2", unk_token="w0", pad_token="w3",
+        tokenizer_object=plain, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>",
         extra_special_tokens={"image_token": IMAGE_TOKEN},
     )  # fmt: skip
     assert tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) == config.image_token_index

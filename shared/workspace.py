@@ -6,6 +6,7 @@ cut back to the checkpoint that a resumed run continues from, so that nothing st
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -15,12 +16,12 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
+from pydantic import ValidationError
 
 from shared.config import RunConfig
 from shared.config_files import dump_config
@@ -95,6 +96,9 @@ class Workspace:
             raise StoreError(f"{self.folder} holds responses but no config.yaml. {_NEXT_STEP}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise StoreError(f"{path} cannot be read: {error}. {_NEXT_STEP}") from None
+        with contextlib.suppress(ValidationError):  # else as it stands there
+            # a key that came later had its default
+            values = type(config).model_validate(values).model_dump(mode="json")
         # as text, so that what is absent differs from what is null
         before, now = (
             {key: repr(value) for key, value in _flatten(side).items()}
@@ -155,7 +159,7 @@ class Workspace:
                 self._metrics_path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept)
             )
 
-    @contextmanager
+    @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Add the seconds spent in a block, and the peak memory so far, to usage.json."""
         began = time.perf_counter()

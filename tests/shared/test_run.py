@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from runs import TRAIN, tiny_config, tiny_run
 from shared.errors import DataError, NonFiniteLossError, StoreError
@@ -122,6 +125,28 @@ def test_a_run_killed_anywhere_and_started_again_ends_with_the_same_student(
     run.execute()
     assert_same_student(run.config.folder, finished)
     assert comparable(metrics(run.config.folder)) == comparable(metrics(finished))
+
+
+def test_a_teacher_may_be_a_base_model_and_a_lora(folder, tmp_path):
+    config = tiny_config(tmp_path)
+    base = AutoModelForCausalLM.from_pretrained(config.teacher.model.name)
+    torch.manual_seed(5)
+    tuned = get_peft_model(base, LoraConfig(target_modules="all-linear", init_lora_weights=False))
+    tuned.save_pretrained(tmp_path / "lora")
+    shutil.copytree(tmp_path / "teacher", tmp_path / "merged")
+    tuned.merge_and_unload().save_pretrained(tmp_path / "merged")
+    found = {}
+    for name, teacher in (
+        ("merged", f"{tmp_path}/merged"),
+        ("lora", f"{{name: {tmp_path}/teacher, lora: {tmp_path}/lora}}"),
+        ("plain", f"{tmp_path}/teacher"),
+    ):
+        run = tiny_run(tmp_path, f"teacher.model={teacher}", f"output={tmp_path}/{name}", "training.rounds=1")
+        run.execute()
+        found[name] = load_file(tmp_path / name / "student" / "model.safetensors")
+    for key, weight in found["merged"].items():
+        torch.testing.assert_close(found["lora"][key], weight, rtol=1e-4, atol=1e-5)
+    assert any((found["plain"][key] - weight).abs().max() > 1e-2 for key, weight in found["merged"].items())
 
 
 def test_a_run_killed_by_the_system_ends_with_the_same_student_too(folder, finished):

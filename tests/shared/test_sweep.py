@@ -15,6 +15,7 @@ from shared.generation.transformers_engine import TransformersEngine
 from shared.progress import Speaker
 from shared.sweep import Combination, Result, Sweep, chosen_rate, execute_sweep, include_run, open_sweep
 from shared.sweep_report import START, say_sweep, sweep_data, write_sweep
+from shared.training import loop
 from shared.yaml_text import read_yaml
 from text_distill.cli import app
 from text_distill.config import TextRunConfig
@@ -111,6 +112,38 @@ def test_a_whole_sweep_then_nothing_twice_and_no_other_setting_in_its_folder(fol
     other = invoke("sweep", folder / "sweep.yaml", "run.training.pairs_per_step=4")
     assert isinstance(other.exception, StoreError)
     assert "training.pairs_per_step: 5 there, 4 now" in str(other.exception)
+
+
+class Killed(BaseException):
+    """Takes the process's place."""
+
+
+def test_a_sweep_killed_within_a_run_ends_as_if_it_was_not(folder, monkeypatch) -> None:
+    only_first = ("learning_rates=[1e-3]", "seeds=[0]")
+    invoke("sweep", folder / "sweep.yaml", *only_first)
+    whole = json.loads((folder / "sweep" / "sweep.json").read_text())
+    (folder / "sweep").rename(folder / "uninterrupted")
+
+    step, steps = loop._optimiser_step, []
+
+    def dies(*arguments):
+        steps.append(1)
+        if len(steps) == 3:  # the second step of the second run
+            raise Killed
+        return step(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_optimiser_step", dies)
+        with pytest.raises(Killed):
+            invoke("sweep", folder / "sweep.yaml", *only_first)
+    begun = json.loads((folder / "sweep" / "sweep.json").read_text())
+    assert len(begun["runs"]) == 1
+    assert "is there already" in invoke("sweep", folder / "sweep.yaml", *only_first).output
+    resumed = json.loads((folder / "sweep" / "sweep.json").read_text())
+    for data in (whole, resumed):
+        for name in data["settings"]:
+            del data["settings"][name]["seconds"]
+    assert resumed["settings"] == whole["settings"]
 
 
 def test_check_looks_at_every_setting_and_run_points_to_sweep(folder) -> None:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from shared import workspace as workspace_module
 from shared.config_files import parse_config
@@ -229,3 +230,14 @@ def test_the_machine_is_written_down(tmp_path):
     opened(tmp_path / "run")
     facts = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert facts["cores"] == os.cpu_count() and facts["packages"]["torch"]
+
+
+def test_a_setting_that_came_later_had_its_default(tmp_path):
+    begun(tmp_path / "run", "seed=1")
+    path = tmp_path / "run" / "config.yaml"
+    before = yaml.safe_load(path.read_text())
+    del before["training"]["mixed_precision"], before["prompts"]["train"][0]["written"]
+    path.write_text(yaml.safe_dump(before))
+    opened(tmp_path / "run", "seed=1").close()
+    with pytest.raises(StoreError, match=r"training\.mixed_precision: 'no' there, 'bf16' now"):
+        opened(tmp_path / "run", "seed=1", "training.mixed_precision=bf16")

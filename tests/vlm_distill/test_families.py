@@ -410,3 +410,10 @@ def test_reading_changes_nothing_for_the_next_reader() -> None:
     first, second = sample_of(0, 1), sample_of(0, 1, "the same picture")
     assert adapter.prompt_tokens(first) > 40 and adapter.prompt_tokens(second) > 40
     assert token_id("<image>") == adapter.image_token_id
+
+
+def test_a_model_that_would_not_see_shared_images_is_refused(monkeypatch) -> None:
+    model = FAMILIES["llava"]().model(0)
+    monkeypatch.setattr(type(model.model), "forward", lambda self, input_ids=None, **ignored: None)
+    with pytest.raises(UserError, match=r"LlavaModel of transformers .* Install transformers>=5\.18"):
+        hidden_rows(model, {"image_entries": torch.tensor([0, 0])}, torch.tensor([0]))
