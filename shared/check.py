@@ -61,7 +61,7 @@ def check_config(config: RunConfig, *, models: bool = True) -> dict[str, object]
         "run": config.name,
         "folder": str(config.folder),
         **({"teacher": config.teacher.model.name} if config.teacher is not None else {}),
-        "student": f"{config.student.model.name} ({config.student.method})",
+        "student": f"{config.student.model.name} ({config.student.how})",
         **_cache_facts(config),
         "objective": objective.name,
         "responses by": ", ".join(objective.sides),

@@ -94,6 +94,11 @@ class StudentConfig(Section):
         return self
 
     @property
+    def how(self) -> str:
+        """What of it is trained, in words."""
+        return self.method
+
+    @property
     def uses_lora(self) -> bool:
         """Whether low-rank updates are trained."""
         return self.method != "full"

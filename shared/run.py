@@ -373,7 +373,7 @@ class Run:
         environment = self.workspace.read_json("environment.json") or {}
         facts = {
             **({"teacher": config.teacher.model.name} if config.teacher is not None else {}),
-            "student": f"{config.student.model.name}, {config.student.method}",
+            "student": f"{config.student.model.name}, {config.student.how}",
             "machine": f"{environment.get('processor')}, {environment.get('cores')} cores",
             **cache_facts(self.workspace),
             "peak memory": f"{usage['peak_memory_bytes'] / 2**30:.1f} GiB",

@@ -270,7 +270,7 @@ def _introduce(
         speaker.say(f"  pruned to the blocks {', '.join(map(str, models.kept_layers))}")
     speaker.say(
         f"  {taught_by}student {student.total / 1e6:.1f} M parameters, "
-        f"{student.trainable / 1e6:.1f} M of them trained ({config.student.method})"
+        f"{student.trainable / 1e6:.1f} M of them trained ({config.student.how})"
     )
     speaker.say(
         f"  {len(train)} prompts to train on, {len(heldout)} held out; objective {objective.name}, "

@@ -28,6 +28,13 @@ class VlmStudentConfig(StudentConfig):
         return self
 
     @property
+    def how(self) -> str:
+        """What of it is trained, in words."""
+        if self.parts is None:
+            return self.method
+        return ", ".join(f"{part.replace('_', ' ')} {how}" for part, how in self.parts.model_dump().items())
+
+    @property
     def uses_lora(self) -> bool:
         """Whether low-rank updates are trained, of the whole or of a part."""
         return self.method != "full" or (

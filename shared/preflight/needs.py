@@ -80,7 +80,7 @@ def size_up(found: Findings, plan: Plan, student: Any, *, on_cpu: bool) -> int:
     needed = peak(parts)
     lines = [
         f"{millions(plan.student.parameters)} parameters in the student, {millions(plan.student.trained)} of "
-        f"them trained ({config.student.method})"
+        f"them trained ({config.student.how})"
         + (f"; {millions(plan.teacher.parameters)} in the teacher" if plan.teacher else "")
     ]
     for when, of in parts.items():

@@ -80,6 +80,7 @@ def test_low_rank_updates_of_a_part_take_settings() -> None:
         MINIMAL, VlmRunConfig, ["student.parts={language_model: lora}", "student.lora={r: 4}"]
     )
     assert config.student.uses_lora
+    assert config.student.how.endswith("language model lora")
 
 
 def test_the_recipe_on_real_photos_checks(real_data: Path, tmp_path: Path) -> None:
