@@ -12,7 +12,12 @@ import pytest
 import torch
 
 from shared.objectives import kernels as kernels_module
+from shared.objectives.core import row_nats
+from shared.objectives.fused import fused_divergence
+from shared.objectives.head import Head
 from shared.objectives.kernels import TORCH, kernels_for
+from shared.objectives.plan import RowKind, RowPlan
+from shared.objectives.signal import Dense
 
 ROOT = Path(__file__).resolve().parents[3]
 CUDA = torch.device("cuda", 0)
@@ -107,3 +112,38 @@ def test_the_triton_kernels_are_pytorchs_operations_under_tritons_interpreter() 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_uses_triton() -> None:
     assert kernels_for(CUDA).name == "triton"
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_rows_of_all_kinds_over_several_blocks_are_the_plain_loss_in_float64(device: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows, vocabulary, width = 3 * len(RowKind), 5000, 16
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    hidden_ND, weight_VD = normal(rows, width), normal(vocabulary, width)
+    teacher_NE, teacher_VE = normal(rows, width), normal(vocabulary, width)
+    targets_N = torch.randint(vocabulary, (rows,), generator=generator)
+    plan = RowPlan(torch.arange(rows) % len(RowKind), torch.full((rows,), 0.3).double(), normal(rows))
+    plan.parameter_N[: len(RowKind)][plan.kind_N[: len(RowKind)] != RowKind.JSD] = 0  # without skew
+
+    leaves = [hidden_ND.clone().requires_grad_(), weight_VD.clone().requires_grad_()]
+    student_NV, teacher_NV = leaves[0] @ leaves[1].T, teacher_NE @ teacher_VE.T
+    expected_N = row_nats(student_NV, teacher_NV, targets_N, plan)
+    expected = torch.autograd.grad((plan.weight_N * expected_N).sum(), leaves)
+
+    def here(tensor: torch.Tensor) -> torch.Tensor:
+        return (tensor.float() if tensor.is_floating_point() else tensor).to(device)
+
+    ours = [here(hidden_ND).requires_grad_(), here(weight_VD).requires_grad_()]
+    out = fused_divergence(
+        ours[0],
+        Head(ours[1]),
+        Dense(here(teacher_NE), Head(here(teacher_VE))),
+        RowPlan(*map(here, plan)),
+        targets_N=here(targets_N),
+    )
+    torch.testing.assert_close(out.nats_N.cpu().double(), expected_N.detach(), rtol=1e-4, atol=1e-5)
+    for found, truth in zip(torch.autograd.grad(out.total, ours), expected, strict=True):
+        assert (found.cpu() - truth).norm() < 1e-4 * truth.norm()
