@@ -156,9 +156,8 @@ def check_head(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
 
 def _look_once(backbone: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Inputs with the features of each distinct image in the place of its pixels: one pass of the tower."""
-    if (
-        "mm_encoder_outputs" not in inspect.signature(backbone.forward).parameters
-    ):  # swallowed by its **kwargs
+    # an older forward would swallow the features in its **kwargs
+    if "mm_encoder_outputs" not in inspect.signature(backbone.forward).parameters:
         raise UserError(
             f"{type(backbone).__name__} of transformers {version('transformers')} takes no image features "
             "that were computed before, so it would not see the images that responses share. Install "

@@ -193,7 +193,9 @@ class _Work:
         elif signal is not None:
             self.sparse = Sparse(signal.ids_NJ, *(tensor.to(dtype) for tensor in signal[1:]))
         self.softcap = student_head.softcap
-        if not self.by_row:
+        if self.by_row:
+            self.sizes = self.sizes._replace(slice=self.sizes.chunk)
+        else:
             p_KV, a_KV, b_KV, *softcap_KV = (
                 student_hidden_ND.new_empty(self.sizes.slice, vocabulary, dtype=dtype)
                 for _ in range(intermediates)
@@ -235,7 +237,7 @@ class _Work:
             chunks = even_chunks(*span, self.sizes.chunk)
             for chunk in chunks:
                 logits = self._project(chunk)
-                for first, last in self._slices(0, chunk.stop - chunk.start):
+                for first, last in slices(0, chunk.stop - chunk.start, self.sizes.slice):
                     self._measure(*logits, chunk, first, last, normalise=expected and len(chunks) == 1)
             log_p_C = None if self.log_p_N is None else self.log_p_N[slice(*span)]
             span_plan = plan.plan(*span, log_p_C, self.log_q_N[slice(*span)])
@@ -250,9 +252,6 @@ class _Work:
         """Whether probabilities may take the place of logits as soon as their normalisers are known."""
         possible = self.normalises and self.teacher is not None and self.softcap is None
         return possible and PROBABILITY_KINDS.issuperset(kinds)
-
-    def _slices(self, start: int, stop: int) -> Iterator[Span]:
-        return slices(start, stop, stop - start if self.by_row else self.sizes.slice)
 
     def _project(self, chunk: Span) -> tuple[Tensor, Tensor | None]:
         teacher_CV = None if self.teacher is None else self.teacher.logits(*chunk)

@@ -1,4 +1,4 @@
-"""What computes the slices of the fused loss on this device: PyTorch's own operations, or Triton's kernels?
+"""What computes the fused loss on this device: PyTorch's operations on slices, or Triton's kernels on chunks?
 
 On a CPU the former: compiled by `torch.compile` they were measured to be as fast, and take seconds to compile
 (docs/PERFORMANCE.md).
