@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from eval.models import Local
 from eval.run_tasks import Comparison, ask, compare_tasks, samples_without_teacher, scores_of
 from eval.sections import ROLES, Evaluation, comparison, comparison_sections, summary_section
 from eval.task import Task
-from eval.tasks.agreement import METRICS, TASK, Agreement, agreement, micro_batches
+from eval.tasks.agreement import METRICS, TASK, Agreement, Record, agreement, micro_batches
 from eval.thumbnails import Gallery
 from shared.data.pairs import make_groups
 from shared.durable import write_atomically
@@ -29,6 +30,7 @@ from shared.run import Outcome, Run
 from shared.session import sampling_dtype
 from shared.types import Group, Response, Sample
 
+RECORDS = 1  # raise it where the same responses get other figures, so that older ones are measured again
 HEADLINES = ("kl_teacher_model", "top1_agreement", "expected_acceptance", "rouge_l")
 
 
@@ -56,12 +58,11 @@ def evaluate_run(run: Run) -> Outcome:
         engine = session.engine(model, session.models.student_adapter, fingerprint_of_model(model))
         own = _responses(run, engine, samples, name, "sampled")
         greedy[name] = _responses(run, engine, samples, name, "greedy")
-        own_groups = make_groups(samples, {"student": own}, ("student",), truncated="keep").groups
-        records[name] = _agreement(
-            run, model, teacher_groups, own_groups, greedy["teacher"], greedy[name], name
-        )
-        lines = "".join(json.dumps(record.row()) + "\n" for record in records[name].records)
-        write_atomically(folder / f"{name}.jsonl", lines)
+        if (known := _known_records(run, name)) is None:
+            own_groups = make_groups(samples, {"student": own}, ("student",), truncated="keep").groups
+            known = _agreement(run, model, teacher_groups, own_groups, greedy["teacher"], greedy[name], name)
+            _write_records(run, name, known)
+        records[name] = known
         ask(run, name, Local(model, session.models.student_adapter), engine)
 
     compared = comparison(
@@ -196,6 +197,38 @@ def _agreement(
             teacher_greedy=teacher_greedy,
             model_greedy=model_greedy,
         )
+
+
+def _write_records(run: Run, name: RoleName, found: Agreement) -> None:
+    path = run.workspace.folder / "evaluation" / f"{name}.jsonl"
+    write_atomically(path, "".join(json.dumps(record.row()) + "\n" for record in found.records))
+    write_atomically(path.with_suffix(".key"), _records_key(run, name))
+
+
+def _known_records(run: Run, name: RoleName) -> Agreement | None:
+    """What this run, or another of its sweep, has measured on the very same responses."""
+    key = _records_key(run, name)
+    keys = run.workspace.folder / "evaluation" / f"{name}.key"
+    for path in (keys, *run.workspace.beside(keys)):
+        lines = path.with_suffix(".jsonl")
+        if path.exists() and lines.exists() and path.read_text(encoding="utf-8") == key:
+            rows = map(json.loads, lines.read_text(encoding="utf-8").splitlines())
+            found = Agreement(tuple(map(Record.of_row, rows)))
+            if path != keys:
+                run.speaker.say(f"  {name}, agreement with the teacher: taken from {path.parent}")
+                _write_records(run, name, found)
+            return found
+    return None
+
+
+def _records_key(run: Run, name: RoleName) -> str:
+    """Figures follow from the responses and the weights that made them, and a store holds or names both."""
+    folder, key = run.workspace.folder, hashlib.sha256(f"{RECORDS}".encode())
+    of_this = (f"evaluation/responses/{of}" for of in ("teacher-greedy", f"{name}-sampled", f"{name}-greedy"))
+    for store in ("heldout", *of_this):
+        for file in sorted((folder / store).iterdir()):
+            key.update(file.read_bytes())
+    return key.hexdigest()
 
 
 def _told(batches: Sequence[Sequence[Group]], bar: Bar, before: int, total: int) -> Iterator[Sequence[Group]]:

@@ -64,6 +64,12 @@ class Record(NamedTuple):
         row = self._asdict()
         return row | row.pop("figures")
 
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Record:
+        """The record of such a row."""
+        own = {name: row[name] for name in cls._fields if name != "figures"}
+        return cls(**own, figures={name: value for name, value in row.items() if name not in own})
+
 
 class Agreement(NamedTuple):
     """A model's records against one teacher."""

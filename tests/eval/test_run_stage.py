@@ -152,6 +152,26 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(run, report, monkeypatch
     assert after["scores"] == report["scores"]
 
 
+def test_figures_are_taken_over_for_the_same_responses_alone(run, monkeypatch):
+    measured: list[str] = []
+    agreement = run_stage._agreement
+    monkeypatch.setattr(
+        run_stage, "_agreement", lambda *given: [measured.append(given[-1]), agreement(*given)][1]
+    )
+    folder = run.config.folder / "evaluation"
+    before = (folder / "scores.json").read_text()
+    evaluate_run(run)
+    assert measured == [] and (folder / "scores.json").read_text() == before
+
+    shutil.rmtree(folder / "responses" / "student-sampled")
+    store = folder / "responses" / "start-greedy" / "store.json"
+    store.write_text(store.read_text() + " ")  # any other byte: it is measured again
+    evaluate_run(run)
+    (folder / "start.jsonl").unlink()
+    evaluate_run(run)
+    assert measured == ["start"] * 2 and (folder / "scores.json").read_text() == before
+
+
 def test_the_limit_bounds_what_is_measured_and_shown(tmp_path):
     run = evaluated_run(tmp_path, "evaluation.limit=2")
     run.execute("export")

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from builders import save_tiny_model
 from runs import HELDOUT, write_prompts
+from eval import run_stage
 from shared.errors import ConfigError, NonFiniteLossError, StoreError, UserError
 from shared.generation.transformers_engine import TransformersEngine
 from shared.progress import Speaker
@@ -70,6 +71,11 @@ def test_a_whole_sweep_then_nothing_twice_and_no_other_setting_in_its_folder(fol
         return generate(self, requests, sampling)
 
     monkeypatch.setattr(TransformersEngine, "generate", counted)
+    compared: list[str] = []
+    agreement = run_stage._agreement
+    monkeypatch.setattr(
+        run_stage, "_agreement", lambda *given: [compared.append(given[-1]), agreement(*given)][1]
+    )
     root = folder / "sweep"
     part = invoke("sweep", folder / "sweep.yaml", "--only", "kd")
     assert part.exit_code == 0 and "sweep.html" not in part.output
@@ -101,6 +107,7 @@ def test_a_whole_sweep_then_nothing_twice_and_no_other_setting_in_its_folder(fol
         assert sampled.count(("teacher", 1, seed)) == 10
         assert sampled.count(("teacher", 0, seed)) == HELDOUT
         assert sampled.count(("student", 1, seed)) == 10
+    assert sorted(compared) == ["start"] * 2 + ["student"] * 6
     assert not list(root.glob("*/student")) and not list(root.glob("*/round-*/checkpoints"))
 
     times = {path: path.stat().st_mtime_ns for path in root.glob("*/**/*") if path.is_file()}
