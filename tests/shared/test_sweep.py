@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from builders import save_tiny_model
-from runs import HELDOUT, write_prompts
 from eval import run_stage
+from runs import HELDOUT, write_prompts
 from shared.errors import ConfigError, NonFiniteLossError, StoreError, UserError
 from shared.generation.transformers_engine import TransformersEngine
 from shared.progress import Speaker
