@@ -83,7 +83,7 @@ def first_gradients(folder: Path, *overrides: str) -> dict[str, torch.Tensor]:
     run.execute("generate")
     run.session.trainee.optimizer.step = take
     with contextlib.suppress(GradientsTaken):
-        run._train(1, run._sample(1))
+        run._train(1, run._cached_groups or run._sample(1))
     return gradients
 
 

@@ -157,6 +157,25 @@ def test_a_model_that_measures_differently_is_not_laid_out_jointly(folder, monke
         tiny_run(folder, JOINT, f"output={folder}/differs-joint").execute("generate")
 
 
+def test_a_window_that_no_configuration_tells_of_is_measured_at_the_longest_prompt(folder, monkeypatch):
+    """All but the longest two prompts, of 61 tokens, fit into it with their responses."""
+    import shared.models.layout_support as module
+
+    monkeypatch.setattr(module, "_span_keys", lambda config: [])
+    teacher = f"teacher.model={folder}/{windowed_model(folder, window=62)}"
+    run = tiny_run(folder, *ONE_STEP, teacher, f"output={folder}/hidden-auto")
+    run.execute("generate")
+    layouts = run.session.trainee.layouts
+    assert layouts[:2] == ("separate", "separate")
+    assert all("hidden states differ by" in note for note in layouts.notes)
+    with pytest.raises(UserError, match="joint is not possible with the student"):
+        tiny_run(folder, teacher, JOINT, f"output={folder}/hidden-joint").execute("generate")
+    teacher = f"teacher.model={folder}/{windowed_model(folder, window=67)}"
+    run = tiny_run(folder, *ONE_STEP, teacher, f"output={folder}/hidden-inside")
+    run.execute("generate")
+    assert run.session.trainee.layouts[:2] == ("joint", "joint")
+
+
 def test_an_unknown_family_is_left_separate_unless_joint_is_asked_for(folder, monkeypatch):
     import shared.models.layout_support as module
 

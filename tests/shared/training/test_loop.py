@@ -18,6 +18,11 @@ def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -
         assert difference < 1e-5, (name, float(difference))
 
 
+def relative_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
+    whole, other = (torch.cat([t.flatten() for t in side.values()]) for side in (left, right))
+    return float((whole - other).norm() / whole.norm())
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("gradients")
@@ -25,6 +30,7 @@ def folder(tmp_path_factory) -> Path:
 
 # one step over all ten pairs, so that splits are uneven
 ONE_STEP = "training.pairs_per_step=10"
+CACHED = ("objective.name=kd", "generation.reuse_teacher=true", "teacher.cache={top_k: 8}")
 
 
 @pytest.mark.parametrize("normalization", ["response", "token"])
@@ -41,18 +47,25 @@ def test_gradients_do_not_depend_on_micro_batches(folder, normalization):
 
 
 def test_gradients_of_two_processes_are_those_of_one(folder):
-    # with 3 pairs and a large budget one process has a single pair
+    budget = "training.micro_batch_tokens=200"
     settings = {
-        pairs: (f"training.pairs_per_step={pairs}", "training.micro_batch_tokens=200") for pairs in (10, 3)
+        "ten pairs": (ONE_STEP, budget),
+        # with 3 pairs and a large budget one process has a single pair
+        "three": ("training.pairs_per_step=3", budget),
+        "teacher": (ONE_STEP, budget, "objective.name=kd"),
+        "cached": (ONE_STEP, budget, *CACHED),
     }
     alone, calls = {}, []
-    for pairs, words in settings.items():
-        alone[pairs] = first_gradients(folder, *words, f"output={folder}/alone-{pairs}")
-        calls.append((str(folder), f"{folder}/{pairs}.safetensors", *words, f"output={folder}/two-{pairs}"))
+    for name, words in settings.items():
+        alone[name] = first_gradients(folder, *words, f"output={folder}/alone {name}")
+        if name != "teacher":
+            calls.append((str(folder), f"{folder}/{name}.safetensors", *words, f"output={folder}/two {name}"))
     each = "[runs.save_first_gradients(*call) for call in json.loads(sys.argv[1])]"
     in_two_processes(f"import json, runs; {each}", json.dumps(calls))
-    for pairs in settings:
-        assert_same(alone[pairs], load_file(folder / f"{pairs}.safetensors"))
+    for _, target, *_ in calls:
+        assert_same(alone[Path(target).stem], load_file(target))
+    # of 8 ids a token, which no teacher in memory would give
+    assert relative_difference(alone["teacher"], alone["cached"]) > 0.01
 
 
 def test_a_run_in_two_processes_gives_the_same_student(folder):
