@@ -8,8 +8,7 @@ states, V ids of the shared vocabulary, R responses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -23,12 +22,12 @@ from shared.objectives.plan import (
     Alphas,
     GlobalCounts,
     Normalization,
-    ResponsePlan,
     ResponseRows,
     RowKind,
     RowPlan,
     RowWeigher,
     plan_rows,
+    report_responses,
     row_kind,
     starts_of,
 )
@@ -99,36 +98,39 @@ def objective_loss(
         or (objective.uses_alpha_curriculum and alpha_needs_gap)
     )
     response_of = rows.response_N.tolist() if by_unit else ()
-    plan_of = partial(
-        _plan_of,
-        objective,
-        rows,
-        response_of,
-        row_weights_N,
-        row_weigher,
-        alphas=alphas,
-        beta=beta,
-        counts=counts,
-        normalization=normalization,
-    )
+
+    def plan_of(start: int, stop: int, log_p_C: Tensor | None, log_q_C: Tensor) -> RowPlan:
+        """Of rows start:stop, which are whole responses."""
+        weights_C = None if row_weights_N is None else row_weights_N[start:stop]
+        if row_weigher is not None:
+            found_C = row_weigher(start, stop, log_p_C, log_q_C)
+            weights_C = found_C if weights_C is None else weights_C * found_C
+        return plan_rows(
+            objective,
+            rows.between(start, stop, response_of),
+            log_p_C,
+            log_q_C,
+            alphas=alphas,
+            beta=beta,
+            counts=counts,
+            normalization=normalization,
+            row_weights_N=weights_C,
+        )
+
     models = (student_hidden_ND, student_head, signal)
     if backend == "plain":
         sums = _plain_sum(*models, plan_of, targets_N=rows.targets_N)
     elif by_unit:
         owner_of = rows.pair_R[rows.response_N].tolist() if objective.is_pairwise else response_of
-        planner = RowPlanner(
-            starts_of(owner_of),
-            lambda *arguments: plan_of(*arguments).rows,
-            frozenset(map(row_kind, objective.all_terms)),
-        )
+        planner = RowPlanner(starts_of(owner_of), plan_of, frozenset(map(row_kind, objective.all_terms)))
         sums = fused_divergence(*models, planner, targets_N=rows.targets_N, buffer_bytes=buffer_bytes)
     else:
         unseen_N = student_hidden_ND.new_zeros(len(rows.targets_N), dtype=loss_dtype(*models))
-        plan = plan_of(0, len(unseen_N), None if signal is None else unseen_N, unseen_N).rows
+        plan = plan_of(0, len(unseen_N), None if signal is None else unseen_N, unseen_N)
         sums = fused_divergence(*models, plan, targets_N=rows.targets_N, buffer_bytes=buffer_bytes)
 
     with torch.no_grad():
-        report = plan_of(0, len(rows.targets_N), sums.log_p_N, sums.log_q_N)
+        report = report_responses(objective, rows, sums.log_p_N, sums.log_q_N, alphas=alphas, counts=counts)
     loss = sums.total
     if report.value is not None:
         loss = (loss - loss.detach()) + report.value
@@ -169,7 +171,7 @@ def _plain_sum(
     student_hidden_ND: Tensor,
     student_head: Head,
     signal: Signal | None,
-    plan_of: Callable[[int, int, Tensor | None, Tensor], ResponsePlan],
+    plan_of: Callable[[int, int, Tensor | None, Tensor], RowPlan],
     *,
     targets_N: Tensor,
 ) -> DivergenceOutput:
@@ -187,44 +189,10 @@ def _plain_sum(
                 log_p_N = signal.target_log_p_N
             case None:
                 teacher_logits_NV = log_p_N = None
-        plan = plan_of(0, len(targets_N), log_p_N, log_q_N).rows
+        plan = plan_of(0, len(targets_N), log_p_N, log_q_N)
     if isinstance(signal, Sparse):  # outcomes take the place of the vocabulary
         student_logits_NV, teacher_logits_NV, targets_N = merged_outcomes(
             student_logits_NV, signal, targets_N
         )
     nats_N = row_nats(student_logits_NV, teacher_logits_NV, targets_N, plan)
     return DivergenceOutput((plan.weight_N * nats_N).sum(), nats_N.detach(), log_p_N, log_q_N)
-
-
-def _plan_of(
-    objective: Objective,
-    rows: ResponseRows,
-    response_of: Sequence[int],
-    row_weights_N: Tensor | None,
-    row_weigher: RowWeigher | None,
-    start: int,
-    stop: int,
-    log_p_N: Tensor | None,
-    log_q_N: Tensor,
-    *,
-    alphas: Alphas | None,
-    beta: float,
-    counts: GlobalCounts,
-    normalization: Normalization,
-) -> ResponsePlan:
-    """The plan of rows start:stop, which are whole responses."""
-    weights_C = None if row_weights_N is None else row_weights_N[start:stop]
-    if row_weigher is not None:
-        found_C = row_weigher(start, stop, log_p_N, log_q_N)
-        weights_C = found_C if weights_C is None else weights_C * found_C
-    return plan_rows(
-        objective,
-        rows.between(start, stop, response_of),
-        log_p_N,
-        log_q_N,
-        alphas=alphas,
-        beta=beta,
-        counts=counts,
-        normalization=normalization,
-        row_weights_N=weights_C,
-    )

@@ -101,13 +101,33 @@ class RowPlan(NamedTuple):
     weight_N: Tensor
 
 
-class ResponsePlan(NamedTuple):
-    """A `RowPlan`, with what was found out about the responses on the way."""
+class ResponseReport(NamedTuple):
+    """What the log-probabilities of whole responses say of them."""
 
-    rows: RowPlan
     gap_R: Tensor | None  # probability, [-1, 1]; None without a teacher
     alpha_R: Tensor | None  # None where the objective has no α curriculum
     value: Tensor | None  # the loss, where its value is not Σ weight · nats (only its gradient is)
+
+
+def report_responses(
+    objective: Objective,
+    rows: ResponseRows,
+    log_p_N: Tensor | None,
+    log_q_N: Tensor,
+    *,
+    alphas: Alphas | None,
+    counts: GlobalCounts,
+) -> ResponseReport:
+    """What is logged of the responses, and their α; arguments as of `plan_rows`."""
+    gap_R = None if log_p_N is None else response_gaps(rows, log_p_N, log_q_N)
+    alpha_R = value = None
+    if objective.uses_alpha_curriculum:
+        assert alphas is not None and gap_R is not None, objective.name
+        alpha_R = alphas(gap_R, rows.cell_R).detach()
+    if objective.is_pairwise:
+        pairs = _pairs(objective, rows, log_p_N, log_q_N)
+        value = F.softplus(-pairs.lam * pairs.margin_P).sum() / counts.pairs
+    return ResponseReport(gap_R, alpha_R, value)
 
 
 def plan_rows(
@@ -121,14 +141,14 @@ def plan_rows(
     counts: GlobalCounts,
     normalization: Normalization = "response",
     row_weights_N: Tensor | None = None,
-) -> ResponsePlan:
+) -> RowPlan:
     """Turn an objective into numbers per row.
 
     Args:
         objective: a row of the table.
         rows: the rows, or those of some whole responses (whole pairs, under a pairwise objective).
-        log_p_N: the teacher's log-probability of each target, or None without a teacher.
-        log_q_N: the student's.
+        log_p_N: the teacher's log-probability of each target, or None without a teacher; detached.
+        log_q_N: the student's; detached.
         alphas: the α curriculum; needed only by objectives that use it.
         beta: the weight of the student's side, [0, 1].
         counts: of the global batch.
@@ -136,22 +156,19 @@ def plan_rows(
             each side by that side's rows.
         row_weights_N: multiply the rows of a response before its mean; their mean should be 1.
     """
-    log_q_N = log_q_N.detach()
-    log_p_N = None if log_p_N is None else log_p_N.detach()
+    kind_R = torch.zeros_like(rows.side_R)
+    parameter_R = log_q_N.new_zeros(rows.responses)
     if objective.is_pairwise:
         if row_weights_N is not None:
             raise UserError(f"row weights cannot take effect in {objective.name!r}; switch them off.")
-        assert log_p_N is not None
-        return _plan_pairs(objective, rows, log_p_N, log_q_N, counts=counts)
+        lam, sign_R, pair_R, margin_P = _pairs(objective, rows, log_p_N, log_q_N)
+        # −log σ(λ · margin) has the gradient of nll rows with one weight per response
+        weight_R = sign_R * (lam * torch.sigmoid(-lam * margin_P) / counts.pairs)[pair_R]
+        return RowPlan(kind_R[rows.response_N], parameter_R[rows.response_N], weight_R[rows.response_N])
 
-    gap_R = None if log_p_N is None else response_gaps(rows, log_p_N, log_q_N)
     alpha_R = None
     if objective.uses_alpha_curriculum:
-        assert alphas is not None and gap_R is not None, objective.name
-        alpha_R = alphas(gap_R, rows.cell_R).detach()
-
-    kind_R = torch.zeros_like(rows.side_R)
-    parameter_R = log_q_N.new_zeros(rows.responses)
+        alpha_R = report_responses(objective, rows, log_p_N, log_q_N, alphas=alphas, counts=counts).alpha_R
     weight_R = log_q_N.new_zeros(rows.responses)
     rows_R = _rows_per_response(rows).to(log_q_N.dtype)
     for term, side, has_R in _terms(objective, rows):
@@ -169,8 +186,7 @@ def plan_rows(
     weight_N = weight_R[rows.response_N]
     if row_weights_N is not None:
         weight_N = weight_N * row_weights_N.detach().to(weight_N)
-    plan = RowPlan(kind_R[rows.response_N], parameter_R[rows.response_N], weight_N)
-    return ResponsePlan(plan, gap_R, alpha_R, value=None)
+    return RowPlan(kind_R[rows.response_N], parameter_R[rows.response_N], weight_N)
 
 
 def response_gaps(rows: ResponseRows, log_p_N: Tensor, log_q_N: Tensor) -> Tensor:
@@ -186,12 +202,15 @@ def response_gaps(rows: ResponseRows, log_p_N: Tensor, log_q_N: Tensor) -> Tenso
     return sign_R * (mean_p_R - mean_q_R)
 
 
-def _plan_pairs(
-    objective: Objective, rows: ResponseRows, log_p_N: Tensor, log_q_N: Tensor, *, counts: GlobalCounts
-) -> ResponsePlan:
-    """−log σ(λ · margin) per pair: its gradient is that of nll rows with one weight per response."""
-    lam = objective.preference_lam
-    assert lam is not None
+class _Pairs(NamedTuple):
+    lam: float
+    sign_R: Tensor  # 1 for the response to prefer, −1 for the other
+    pair_R: Tensor
+    margin_P: Tensor  # nats by which log q − log p of the former exceeds that of the latter
+
+
+def _pairs(objective: Objective, rows: ResponseRows, log_p_N: Tensor | None, log_q_N: Tensor) -> _Pairs:
+    assert log_p_N is not None and objective.preference_lam is not None, objective.name
     sign_R = log_q_N.new_zeros(rows.responses)
     for side, term in objective.terms.items():
         sign_R = torch.where(rows.side_R == SIDES.index(side), term.weight.constant, sign_R)
@@ -199,17 +218,9 @@ def _plan_pairs(
     members_P = log_q_N.new_zeros(len(pairs)).index_add(0, pair_R, sign_R.abs())
     balance_P = log_q_N.new_zeros(len(pairs)).index_add(0, pair_R, sign_R)
     assert bool(((members_P == 2) & (balance_P == 0)).all()), "a pair needs one response of either side"
-
     log_ratio_R = _sum_by_response(rows, log_q_N - log_p_N)
     margin_P = log_q_N.new_zeros(len(pairs)).index_add(0, pair_R, sign_R * log_ratio_R)
-    value = F.softplus(-lam * margin_P).sum() / counts.pairs
-    weight_R = sign_R * (lam * torch.sigmoid(-lam * margin_P) / counts.pairs)[pair_R]
-    plan = RowPlan(
-        kind_N=torch.full_like(rows.response_N, int(RowKind.NLL)),
-        parameter_N=torch.zeros_like(log_q_N),
-        weight_N=weight_R[rows.response_N],
-    )
-    return ResponsePlan(plan, response_gaps(rows, log_p_N, log_q_N), alpha_R=None, value=value)
+    return _Pairs(objective.preference_lam, sign_R, pair_R, margin_P)
 
 
 def _terms(objective: Objective, rows: ResponseRows) -> Iterator[tuple[Term, int, Tensor]]:

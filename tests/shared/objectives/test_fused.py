@@ -209,6 +209,19 @@ def test_row_weights_may_depend_on_the_whole_response(name: str, chunks: str) ->
     torch.testing.assert_close(both.loss, loss_of(batch, name, row_weights_N=weights_N.square()).loss)
 
 
+@pytest.mark.parametrize("backend", ["fused", "plain"])
+def test_no_row_is_weighed_twice(backend: str) -> None:
+    """Neither for the log: of a whole micro-batch, weighing costs more than small products."""
+    batch, spans = batch_for("distillm2"), []
+
+    def weigh(start: int, stop: int, log_p_C: Tensor | None, log_q_C: Tensor) -> Tensor:
+        spans.append(range(start, stop))
+        return torch.ones_like(log_q_C)
+
+    loss_of(batch, "distillm2", row_weigher=weigh, backend=backend, buffer_bytes=CHUNKS["a few rows"])
+    assert [row for span in spans for row in span] == list(range(len(batch.rows.targets_N)))
+
+
 @pytest.mark.parametrize("planned_late", [False, True])
 def test_every_row_may_have_its_own_kind_and_parameter(planned_late: bool) -> None:
     batch = trainable(batch_for("distillm2", pairs=30, seed=3, dtype=torch.float64))
