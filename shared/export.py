@@ -125,7 +125,12 @@ def _write_card(
 
 
 def _write_model(model: nn.Module, adapter: Adapter, target: Path) -> None:
-    merged(model).save_pretrained(target)
+    whole = merged(model)
+    named = whole.config.architectures
+    whole.save_pretrained(target)
+    whole.config.architectures = (
+        named  # saving sets it, and what training still holds would have another fingerprint
+    )
     adapter.save_pretrained(target)
 
 

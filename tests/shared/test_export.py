@@ -17,6 +17,8 @@ from transformers import PreTrainedModel
 from builders import CHAT_TEMPLATE, save_tiny_model
 from runs import tiny_run
 from shared.errors import UserError
+from shared.export import export_student
+from shared.models.teachers import fingerprint_of_model
 from shared.run import Outcome, Run
 from text_distill.adapter import TextAdapter
 
@@ -190,3 +192,13 @@ def test_a_full_disk_is_one_message_and_a_later_run_exports(tmp_path, monkeypatc
     assert not (folder / "student").exists() and not (folder / ".partial-student").exists()
     tiny_run(tmp_path, *SHORT).execute("export")
     assert (folder / "student").exists()
+
+
+def test_exporting_leaves_the_fingerprint_as_it_was(tmp_path):
+    run = tiny_run(tmp_path, *SHORT)
+    run.execute("train")
+    student = run.session.trainee.student
+    student.config.architectures = None  # as a GGUF file leaves it
+    before = fingerprint_of_model(student)
+    export_student(student, run.session.models, run.config, tmp_path / "exported")
+    assert fingerprint_of_model(student) == before
