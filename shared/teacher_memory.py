@@ -10,7 +10,8 @@ from shared.adapter import AdapterKind
 from shared.config_models import CacheConfig
 from shared.data.images import ContentKeys
 from shared.errors import StoreError
-from shared.models.teacher_cache import CachedTeacher, build_cache, kept_share
+from shared.models.kept_share import kept_share
+from shared.models.teacher_cache import CachedTeacher, build_cache
 from shared.models.teachers import Dense, LocalTeacher, dense_signal, fingerprint_of_model
 from shared.session import Session
 from shared.training.memory import return_freed_memory
@@ -48,6 +49,7 @@ def cache_teacher(
             batch_tokens=session.config.generation.batch_tokens,
             prompt_key=prompt_key,
             progress=bar,
+            beside=() if cache.folder else session.workspace.beside(folder),
             process=accelerator.process_index,
             processes=accelerator.num_processes,
             barrier=accelerator.wait_for_everyone,

@@ -26,12 +26,10 @@ from shared.errors import StoreError, UserError
 from shared.models.packed_signal import Packed, pack, summing_to_one, unpack
 from shared.models.teachers import Dense, Signal, Sparse, Teacher
 from shared.models.vocabulary import SharedVocabulary
-from shared.objectives.fused import fused_divergence
-from shared.objectives.plan import RowKind, RowPlan
 from shared.objectives.signal import sparse_signal
-from shared.store import DESCRIPTION, Store
+from shared.store import DESCRIPTION, Store, adopt
 from shared.training.plan import fill
-from shared.types import Encoded, Group, Response, Role, Sample
+from shared.types import Encoded, Group, Response, Sample
 
 KIND = "teacher cache"
 LOCK = "build.lock"
@@ -42,17 +40,9 @@ SCHEMA = pa.schema(
         *(pa.field(name, pa.binary(), nullable=False) for name in Packed._fields),
     ]
 )
-MEASURED_KINDS: Mapping[Role, RowKind] = {
-    "teacher": RowKind.SKEW_KL,
-    "student": RowKind.SKEW_REVERSE_KL,
-    "reference": RowKind.SKEW_KL,
-}
 
 PromptKey = Callable[[Sample], object]
 """What of a prompt its responses' signals depend on, as JSON; for images by their content."""
-
-DenseSignal = Callable[[Sequence[Group]], Dense]
-"""A model's whole distribution at the response rows of some groups."""
 
 log = logging.getLogger(__name__)
 
@@ -64,18 +54,6 @@ class CacheSummary(NamedTuple):
     tokens: int
     bytes_per_token: float  # on the disk
     covered_mass: Mapping[str, float]  # mean probability that is not in the tail, by the response's role
-
-
-class KeptShare(NamedTuple):
-    """How much of a divergence a sparse signal shows, nats per token; it is a lower bound."""
-
-    dense: float
-    sparse: float
-
-    @property
-    def share(self) -> float:
-        """Of the dense divergence, [0, 1]."""
-        return self.sparse / self.dense if self.dense else 1.0
 
 
 def messages_of(sample: Sample) -> object:
@@ -94,6 +72,7 @@ def build_cache(
     batch_tokens: int,
     prompt_key: PromptKey = messages_of,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    beside: Sequence[Path] = (),
     process: int = 0,
     processes: int = 1,
     barrier: Callable[[], None] = lambda: None,
@@ -112,6 +91,7 @@ def build_cache(
         batch_tokens: padded tokens of one pass.
         prompt_key: what identifies a prompt.
         progress: gets batches done and in all.
+        beside: folders of caches whose signals are taken over if they are the very same.
         process: of this one; it makes the batches whose number is `process` modulo `processes`.
         processes: how many share the work; all call this with the same arguments.
         barrier: waits for all of them.
@@ -130,6 +110,8 @@ def build_cache(
         "batches": len(batches),
         "batch_tokens": batch_tokens,
     }
+    if process == 0:
+        adopt(folder, beside, kind=KIND, identity=identity)
     with _building(folder) if process == 0 else nullcontext():
         store = Store.open_together(
             folder, kind=KIND, identity=identity, schema=SCHEMA, first=process == 0, barrier=barrier
@@ -272,36 +254,6 @@ class CachedTeacher:
         except ValueError as error:
             raise StoreError(f"{self._folder}: {error}. Delete the cache and build it anew.") from None
         return summing_to_one(sparse, torch.tensor(response.token_ids))
-
-
-def kept_share(
-    teacher: DenseSignal, student: DenseSignal, groups: Sequence[Group], *, top_k: int, alpha: float = 0.1
-) -> dict[str, KeptShare]:
-    """How much of the divergence between two dense models a top-k signal shows, by the response's role.
-
-    Skew KL on teacher and reference responses, skew reverse KL on the student's own.
-    """
-    sums: dict[str, list[float]] = {}
-    for group in groups:
-        for response in group.responses:
-            one = [Group(group.sample, (response,))]
-            p, q = teacher(one), student(one)
-            targets_N = torch.tensor(response.token_ids, device=p.hidden_NE.device)
-            plan = _even_plan(MEASURED_KINDS[response.role], alpha, targets_N)
-            with torch.no_grad():
-                totals = [
-                    float(fused_divergence(q.hidden_NE, q.head, signal, plan, targets_N=targets_N).total)
-                    for signal in (p, sparse_signal(p, targets_N, top_k=top_k))
-                ]
-            entry = sums.setdefault(response.role, [0.0, 0.0, 0.0])
-            for index, value in enumerate((*totals, float(len(targets_N)))):
-                entry[index] += value
-    return {role: KeptShare(dense / rows, sparse / rows) for role, (dense, sparse, rows) in sums.items()}
-
-
-def _even_plan(kind: RowKind, alpha: float, targets_N: Tensor) -> RowPlan:
-    ones_N = torch.ones(len(targets_N), device=targets_N.device)
-    return RowPlan(torch.full_like(targets_N, int(kind)), alpha * ones_N, ones_N)
 
 
 def _known_identity(

@@ -158,6 +158,27 @@ def test_runs_on_the_same_responses_share_a_cache_and_others_are_refused(folder,
         tiny_run(folder, *CACHED[:2], shared, f"output={folder}/third", "seed=5").execute("train")
 
 
+def test_runs_of_a_sweep_make_the_signals_of_a_seed_once(tmp_path, monkeypatch):
+    written = []
+    original = Store.write
+
+    def counted(self, part, rows):
+        written.append(self.folder)
+        return original(self, part, rows)
+
+    monkeypatch.setattr(Store, "write", counted)
+    names = ("a", "b", "c")
+    changes = ((), ("training.learning_rate=1e-3",), ("seed=5",))
+    for name, change in zip(names, changes, strict=True):
+        tiny_run(tmp_path, *CACHED, *change, f"output={tmp_path}/sweep/{name}", shares=True).execute(
+            "generate"
+        )
+    caches = [tmp_path / "sweep" / name / "teacher-cache" for name in names]
+    assert [folder in written for folder in caches] == [True, False, True]
+    taken, own = (b"".join(p.read_bytes() for p in sorted(c.glob("part*"))) for c in caches[:2])
+    assert taken == own
+
+
 def test_a_teacher_that_changed_before_the_evaluation_is_refused(tmp_path):
     run = tiny_run(tmp_path, *CACHED)
     run.execute("export")

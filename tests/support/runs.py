@@ -59,10 +59,10 @@ def no_evaluation(run: Run) -> Outcome:
     return Outcome({}, (), ())
 
 
-def tiny_run(folder: Path, *overrides: str, evaluate: Evaluate = no_evaluation) -> Run:
+def tiny_run(folder: Path, *overrides: str, evaluate: Evaluate = no_evaluation, shares: bool = False) -> Run:
     """A run that is ready to execute and says nothing."""
     config = tiny_config(folder, *overrides)
-    return Run(config, TextAdapterKind(), evaluate=evaluate, speaker=Speaker(quiet=True))
+    return Run(config, TextAdapterKind(), evaluate=evaluate, speaker=Speaker(quiet=True), shares=shares)
 
 
 class GradientsTaken(Exception):

@@ -13,7 +13,8 @@ import torch
 from builders import tiny_llama, tiny_tokenizer
 from runs import GradientsTaken, tiny_run
 from shared.errors import StoreError, UserError
-from shared.models.teacher_cache import CachedTeacher, build_cache, kept_share
+from shared.models.kept_share import kept_share
+from shared.models.teacher_cache import CachedTeacher, build_cache
 from shared.models.teachers import LocalTeacher, Sparse
 from shared.models.vocabulary import SharedVocabulary
 from shared.objectives.signal import sparse_signal
