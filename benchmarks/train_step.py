@@ -1,12 +1,13 @@
 """How many pairs a second does a whole training step take? Against TRL's GKD, and against our own plain way.
 
-    python benchmarks/train_step.py [--short] [--out FILE] [--threads N] [--rounds N]
+    python benchmarks/train_step.py [--short] [--out FILE] [--threads N] [--rounds N] [--float64]
 
 A step is the teacher's pass, the student's forward and backward pass, and AdamW. Objective and normalisation
 are the same for all: generalised JSD at one half on both responses, a mean over tokens (GKD's published
 loss), so that the gradients must be equal. SmolLM2-135M-Instruct is the teacher and 22 of its 30 blocks are
 the student, float32, random tokens. Contestants take turns (A B A B ...) in one process; a ratio is the
-median of the rounds' ratios.
+median of the rounds' ratios. `--float64` compares the gradients with those of the same models in float64,
+too, to tell whose the difference is.
 
     joint           this project: a pair is one sequence, its prompt computed once; the fused loss
     separate_full   this project's other layout, and full logits at response rows
@@ -108,8 +109,19 @@ def gradient(module: nn.Module, step: Step) -> Tensor:
     return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
 
 
-def measure(model: Model, case: Case, rounds: int, folder: str) -> dict[str, Any]:
+def float64_gradient(model: Model, case: Case) -> Tensor:
+    """Of the same weights and tokens; transformers' norms round to float32 even there."""
+    for module in (model.teacher.model, model.distiller):
+        module.double()
+    found = gradient(model.distiller.student, our_step(model, case, joint=False))
+    for module in (model.teacher.model, model.distiller):
+        module.float()  # as they were: float32 in float64 loses nothing
+    return found
+
+
+def measure(model: Model, case: Case, rounds: int, folder: str, *, float64: bool) -> dict[str, Any]:
     """All contestants in turns."""
+    references = {"float64": float64_gradient(model, case)} if float64 else {}
     steps = {
         "joint": our_step(model, case, joint=True),
         "separate_full": our_step(model, case, joint=False),
@@ -117,13 +129,15 @@ def measure(model: Model, case: Case, rounds: int, folder: str) -> dict[str, Any
     if has_trl():
         steps["trl"] = trl_step(model, case, folder)
     student = model.distiller.student
-    reference = gradient(student, steps["separate_full"])
+    references["separate_full"] = gradient(student, steps["separate_full"])
     apart = {}
     for name in steps:  # warms up, too
-        if name != "separate_full":
-            difference = (gradient(student, steps[name]) - reference).norm() / reference.norm()
-            apart[f"{name} and separate_full"] = float(f"{float(difference):.1e}")
-    del reference
+        found = references[name] if name in references else gradient(student, steps[name])
+        for other, reference in references.items():
+            if other != name:
+                difference = (found - reference).norm() / reference.norm()
+                apart[f"{name} and {other}"] = float(f"{float(difference):.1e}")
+    del references, reference, found
     optimizer = torch.optim.AdamW(student.parameters(), lr=0.0)
 
     def whole(step: Step) -> None:
@@ -158,6 +172,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/train_step.json"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--float64", action="store_true", help="compare gradients with float64")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     results: dict[str, Any] = {
@@ -174,7 +189,8 @@ def main() -> None:
     began = now()
     with tempfile.TemporaryDirectory() as folder:
         for case in cases_here(SHORT if arguments.short else FULL[:3]):
-            results["cases"].append(measure(model, case, arguments.rounds, folder))
+            measured = measure(model, case, arguments.rounds, folder, float64=arguments.float64)
+            results["cases"].append(measured)
             print(json.dumps(results["cases"][-1]), flush=True)
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             arguments.out.write_text(json.dumps(results, indent=2) + "\n")

@@ -400,8 +400,21 @@ def test_memory_does_not_grow_with_the_rows() -> None:
     assert largest[0] == largest[1] <= buffer_bytes / 2
 
 
-@pytest.mark.parametrize(("rows", "projections"), [(10, 1), (30, 2)])
-def test_a_response_that_fits_is_projected_once(rows: int, projections: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "rows", "projections"),
+    [
+        *(
+            (name, rows, projections)
+            for name in ("distillm2", "gkd")
+            for rows, projections in ((10, 1), (30, 2))
+        ),
+        *(("dpkd", rows, projections) for rows, projections in ((5, 1), (10, 2))),  # a pair must fit
+    ],
+)
+def test_what_looks_at_whole_responses_projects_those_that_fit_once(
+    name: str, rows: int, projections: int
+) -> None:
+    """Its own α, weights by its own log-probabilities, or the pair's margin."""
     batch = random_batch(pairs=1, longest=1, vocabulary=19, dtype=torch.float32)
     index_N = torch.arange(2).repeat_interleave(rows)
     batch = batch._replace(
@@ -409,14 +422,16 @@ def test_a_response_that_fits_is_projected_once(rows: int, projections: int) -> 
         teacher_hidden_NE=torch.randn(2 * rows, 8),
         rows=batch.rows._replace(targets_N=index_N, response_N=index_N),
     )
+    weigh = (lambda start, stop, log_p_C, log_q_C: torch.ones_like(log_q_C)) if name == "gkd" else None
     buffer_bytes = (2 * 15 + 3 * 5) * ROW  # chunks of 15 rows of two models, three intermediates of 5 rows
-    chunks = 2 * -(-rows // 15)
+    chunks = -(-2 * rows // 15) if name == "dpkd" else 2 * -(-rows // 15)
     with watching() as watch:
-        loss_of(batch, "distillm2", buffer_bytes=buffer_bytes)
+        loss_of(batch, name, buffer_bytes=buffer_bytes, row_weigher=weigh)
     assert watch.calls["mm"] == 2 * projections * chunks
-    with watching() as watch:  # a response's own gap plays no part: never twice
-        loss_of(batch, "distillm2", buffer_bytes=buffer_bytes, alpha_needs_gap=False)
-    assert watch.calls["mm"] == 2 * -(-2 * rows // 15)
+    if name != "dpkd":
+        with watching() as watch:  # a response's own gap plays no part: never twice
+            loss_of(batch, name, buffer_bytes=buffer_bytes, alpha_needs_gap=False)
+        assert watch.calls["mm"] == 2 * -(-2 * rows // 15)
 
 
 @pytest.mark.parametrize("name", ["distillm2", "kd", "dpkd", "seqkd"])
