@@ -12,6 +12,7 @@ from shared.data.run_prompts import load_run_prompts
 from shared.errors import ConfigError
 from shared.models.layer_choice import keep_layers
 from shared.models.loading import check_model_folder
+from shared.models.quantization import check_quantized_student
 from shared.models.references import ModelRef, resolve_path
 from shared.objectives.objective import build_objective
 from shared.workspace import Workspace
@@ -89,11 +90,15 @@ def _check_models(config: RunConfig) -> int | None:
     """The number of blocks of the model that the student starts from, where that is known."""
     if config.teacher is not None:
         _check_model("teacher", config.teacher.model, config)
-    return _check_model("student", config.origin, config)
+    values = _check_model("student", config.origin, config)
+    if config.origin.quantization is not None or "quantization_config" in values:
+        check_quantized_student(config.student)
+    layers: int | None = values.get("text_config", values).get("num_hidden_layers")
+    return layers
 
 
-def _check_model(role: str, ref: ModelRef, config: RunConfig) -> int | None:
-    """The number of a model's blocks, where the model is a local folder."""
+def _check_model(role: str, ref: ModelRef, config: RunConfig) -> dict[str, Any]:
+    """The model's configuration, where the model is a local folder; else nothing."""
     if ref.revision is not None and resolve_path(ref.name) is not None:
         raise ConfigError(
             f"no effect of {role}.model.revision: {ref.name!r} is a local path, and only the hub has "
@@ -101,7 +106,7 @@ def _check_model(role: str, ref: ModelRef, config: RunConfig) -> int | None:
         )
     values = check_model_folder(ref)
     if values is None:
-        return None
+        return {}
     text = values.get("text_config", values)
     context, answer = text.get("max_position_embeddings"), config.generation.max_new_tokens
     if context is not None and answer >= context:
@@ -109,8 +114,7 @@ def _check_model(role: str, ref: ModelRef, config: RunConfig) -> int | None:
             f"generation.max_new_tokens: {answer} leaves no room for a prompt in the context of {context} "
             f"tokens of the {role}, {ref.name!r}. Lower it."
         )
-    layers: int | None = text.get("num_hidden_layers")
-    return layers
+    return values
 
 
 def smoke_config(config: RunConfig) -> RunConfig:

@@ -25,8 +25,9 @@ from shared.training.setup import Models
 def export_student(student: nn.Module, models: Models, config: RunConfig, folder: Path) -> None:
     """Write `folder/student` (merged, loadable by plain transformers) and, for a LoRA, `folder/lora`.
 
-    The LoRA of a model that is not on disk as it is (pruned, read from GGUF, with another LoRA merged in)
-    comes with its base, in `folder/lora/base`. Each folder appears by one rename, the student's last.
+    The LoRA of a model that is not on disk as it is (pruned, quantised, read from GGUF, with another LoRA
+    merged in) comes with its base, in `folder/lora/base`. Each folder appears by one rename, the student's
+    last.
 
     Raises:
         UserError: the disk is full; nothing half-written remains.
@@ -140,7 +141,7 @@ def _write_lora(student: PeftModel, models: Models, config: RunConfig, target: P
     peft_config = student.peft_config["default"]
     trained = [name for name, parameter in student.named_parameters() if parameter.requires_grad]
     base_moved = any("lora_" not in name for name in trained)  # a projector that is trained in full
-    found = origin.lora is None and (path is None or path.is_dir())
+    found = origin.lora is None and origin.quantization is None and (path is None or path.is_dir())
     as_it_is = models.kept_layers is None and found and not base_moved
     if as_it_is:
         peft_config.base_model_name_or_path = origin.name if path is None else str(path.resolve())

@@ -51,6 +51,12 @@ class VlmRunConfig(RunConfig):
     @model_validator(mode="after")
     def _vision_has_effect(self) -> VlmRunConfig:
         vision = self.vision
+        for model in (self.student.model, *([self.teacher.model] if self.teacher is not None else [])):
+            if model.quantization is not None:
+                raise ValueError(
+                    f"quantization of {model.name!r} is for language models so far; remove it, or give a "
+                    "checkpoint that is stored quantised as the teacher"
+                )
         for place in self.prompts.written:
             raise ValueError(
                 f"prompts.{place}.written: a teacher writes words and no pictures. Give questions about "

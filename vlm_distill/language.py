@@ -78,6 +78,8 @@ class LanguageSpec(Section):
     def _one_of_two(self) -> LanguageSpec:
         if (self.model is None) == (self.config is None):
             raise ValueError("give either model or config")
+        if self.model is not None and self.model.quantization is not None:
+            raise ValueError("model.quantization: assembled models hold plain weights; remove it")
         if (self.tokenizer is None) != (self.config is None):
             raise ValueError("tokenizer belongs to config: a model brings its own")
         if self.drop_layers and self.model is None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from shared.errors import UserError
 from shared.models.load_errors import user_errors
+from shared.models.quantization import check_quantization, loading_arguments, plain, settled
 from shared.models.references import ModelRef, resolve_path
 
 if TYPE_CHECKING:
@@ -87,8 +88,10 @@ def check_model_folder(ref: ModelRef) -> dict[str, Any] | None:
     ref = with_base(ref)
     path = resolve_path(ref.name)
     if path is None or path.is_file():
+        check_quantization(ref, None)
         return None
     config = read_model_config(ref)
+    check_quantization(ref, config)
     _require_weights(ref, path)
     _require_tokenizer(ref, path)
     return config
@@ -178,6 +181,7 @@ def load_causal_lm(ref: ModelRef, *, dtype: torch.dtype) -> PreTrainedModel:
     if path is not None and path.is_file():
         from shared.models import gguf
 
+        check_quantization(ref, None)
         with user_errors(ref):
             model: PreTrainedModel = gguf.load_model(_gguf_file(ref, path), dtype=dtype)
         return model if ref.lora is None else _merge_lora(model, ref.lora)
@@ -199,6 +203,10 @@ def load_image_text_model(ref: ModelRef, *, dtype: torch.dtype) -> PreTrainedMod
     from transformers import AutoModelForImageTextToText
 
     ref = with_base(ref)
+    if ref.quantization is not None:
+        raise UserError(
+            f"model {ref.name!r}: quantization is of language models, and this one sees images. Remove it."
+        )
     return _load_folder(ref, _folder(ref), AutoModelForImageTextToText, dtype)
 
 
@@ -250,17 +258,20 @@ def load_processor(ref: ModelRef) -> ProcessorMixin:
 def _load_folder(ref: ModelRef, path: Path | None, auto_class: Any, dtype: torch.dtype) -> PreTrainedModel:
     if path is not None:
         _require_weights(ref, path)
+    if ref.quantization is not None:
+        check_quantization(ref, read_model_config(ref))
     with user_errors(ref):
         # the attention is left to transformers: SDPA for every model that has it, eager for the rest
         model, report = auto_class.from_pretrained(
             **_pretrained_arguments(ref, path),
+            **loading_arguments(ref, dtype),
             dtype=dtype,
             trust_remote_code=ref.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
         )
     _require_filled(ref, model, report)
-    result: PreTrainedModel = model if ref.lora is None else _merge_lora(model, ref.lora)
+    result: PreTrainedModel = settled(model) if ref.lora is None else _merge_lora(plain(model), ref.lora)
     return result
 
 

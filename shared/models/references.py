@@ -35,6 +35,9 @@ class ModelRef(BaseModel):
     )
     revision: str | None = Field(None, description="branch, tag or commit of a hub model")
     lora: str | None = Field(None, description="folder or hub id of a LoRA to merge into the model")
+    quantization: Literal["nf4"] | None = Field(
+        None, description="nf4: linear layers rounded to 4 bits as they are loaded (bitsandbytes)"
+    )
     chat_template: str | None = Field(None, description="Jinja text, or a path to a .jinja file")
     template_arguments: dict[str, Any] = Field(
         default_factory=dict, description="passed to the chat template"
@@ -46,6 +49,15 @@ class ModelRef(BaseModel):
     @classmethod
     def _short_form(cls, value: object) -> object:
         return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _possible(self) -> ModelRef:
+        if self.quantization is not None and self.lora is not None:
+            raise ValueError(
+                "quantization rounds the weights as they are stored, and lora is merged into them after "
+                "that; merge the LoRA first and save the model, or remove one"
+            )
+        return self
 
 
 class ServerRef(BaseModel):

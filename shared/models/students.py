@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from shared.config_models import LoraConfig, StudentConfig
 from shared.errors import StoreError, UserError
 from shared.models.pruning import prune_blocks
+from shared.models.quantization import in_number_format, is_quantized, plain
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,8 +31,8 @@ def make_student(
     """The student made of a base model, which is left as it is.
 
     `full` gives a transformers model with every weight trainable, stored in `config.dtype`. `lora` and `dora`
-    give a peft model: the base frozen in `config.dtype`, the updates in float32 (peft keeps them so beside a
-    bfloat16 base).
+    give a peft model: the base frozen in `config.dtype`, or quantised as it is (QLoRA), the updates in
+    float32 (peft keeps them so beside a bfloat16 base).
 
     Args:
         config: method, LoRA settings and dtype.
@@ -43,15 +44,20 @@ def make_student(
         UserError: LoRA modules that the model does not have, blocks that cannot be pruned.
     """
     student: Any = copy.deepcopy(base) if kept_layers is None else prune_blocks(base, kept_layers)
-    student.to(getattr(torch, config.dtype)).requires_grad_(True)
+    in_number_format(student, getattr(torch, config.dtype))
     if config.method == "full":
+        student.requires_grad_(True)
         return student  # type: ignore[no-any-return]
     return _with_lora(student, config.lora or LoraConfig(), dora=config.method == "dora", seed=seed)
 
 
 def trainable_parameters(model: nn.Module) -> ParameterCount:
     """How many of a model's weights are trained, and how many it has."""
-    sizes = [(parameter.requires_grad, parameter.numel()) for parameter in model.parameters()]
+    sizes = [
+        # two weights of 4 bits in a byte
+        (p.requires_grad, p.numel() * (2 if type(p).__name__ == "Params4bit" else 1))
+        for p in model.parameters()
+    ]
     return ParameterCount(sum(n for trained, n in sizes if trained), sum(n for _, n in sizes))
 
 
@@ -91,12 +97,17 @@ def merged(model: nn.Module) -> PreTrainedModel:
 
     The trained model stays as it is, its LoRA separate. A model without LoRA is returned itself, not copied.
     """
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model
 
     if not isinstance(model, PeftModel):
         return model  # type: ignore[return-value]
-    plain: Any = copy.deepcopy(model).merge_and_unload(safe_merge=True)
-    result: PreTrainedModel = plain.requires_grad_(True)  # peft froze it
+    whole: Any = copy.deepcopy(model)
+    if is_quantized(model):  # peft would round the merged weights to 4 bits again
+        config = copy.deepcopy(model.peft_config["default"])
+        config.base_model_name_or_path = None  # it would warn that this is another base
+        whole = get_peft_model(plain(whole.unload()), config)
+        load_trainable_state(whole, trainable_state(model))
+    result: PreTrainedModel = whole.merge_and_unload(safe_merge=True).requires_grad_(True)  # peft froze it
     return result
 
 

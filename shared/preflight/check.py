@@ -83,7 +83,8 @@ def check_models(
         lengths = [readers.student.prompt_tokens(sample) for sample in train]
         plan = Plan(
             config, objective, readers,
-            teacher=None if teacher is None else shape_of(teacher), student=shape_of(student),
+            teacher=None if config.teacher is None else shape_of(teacher, config.teacher.model),
+            student=shape_of(student, config.origin),
             prompts=prompts, heldout=heldout, prompt_tokens=statistics.fmean(lengths), longest=max(lengths),
         )  # fmt: skip
         absent = [ref.name for ref in _references(config) if not weights_are_local(ref)]

@@ -88,7 +88,10 @@ def size_up(found: Findings, plan: Plan, student: Any, *, on_cpu: bool) -> int:
     lines.append(f"{'at most':9} {'':26} {size(needed):>8}   (activations of the language model only)")
     found.add("Memory", lines)
     responses = (plan.answers * len(plan.samplers)) * training.rounds + plan.heldout
-    kept = disk(config, plan.student, responses=responses, export_bytes=plan.student.weight_bytes)
+    export = plan.student.weight_bytes
+    if config.origin.quantization is not None:  # plain, and beside the LoRA its base
+        export += plan.student.parameters * getattr(torch, config.student.dtype).itemsize
+    kept = disk(config, plan.student, responses=responses, export_bytes=export)
     lines = [f"{name:36} {size(count):>8}" for name, count in kept.items()]
     found.add("Disk, at most", [*lines, f"{'all':36} {size(sum(kept.values())):>8}"])
     found.facts["memory bytes"] = {name: dict(of) for name, of in parts.items()}

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from shared.config import RunConfig
 from shared.models.heads import backbone_of, causal_lm_of
+from shared.models.quantization import NF4_BITS
 from shared.models.students import trainable_parameters
 from shared.objectives.chunks import CPU_BUFFER_BYTES, GPU_BUFFER_BYTES
 
@@ -65,8 +66,13 @@ class Shape(NamedTuple):
         return self.forward + BACKWARD_TO_INPUTS * self.body + to_weights
 
 
-def shape_of(model: nn.Module) -> Shape:
-    """The shape of a model, which may be on the meta device or wrapped by peft."""
+def shape_of(model: nn.Module, ref: ModelRef | None = None) -> Shape:
+    """The shape of a model, which may be on the meta device or wrapped by peft.
+
+    Args:
+        model: with plain weights.
+        ref: says whether those of its frozen linear layers will be in 4 bits.
+    """
     causal_lm = causal_lm_of(model)
     config = causal_lm.config.get_text_config(decoder=True)
     embedding, head = causal_lm.get_input_embeddings().weight, causal_lm.get_output_embeddings().weight
@@ -74,7 +80,16 @@ def shape_of(model: nn.Module) -> Shape:
     tables = embedding.numel() + (head.numel() if head is not embedding else 0)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    sizes = [(p.requires_grad, p.numel() * p.element_size()) for p in model.parameters()]
+    rounded = {
+        module.weight
+        for module in model.modules()
+        if ref is not None and ref.quantization and isinstance(module, nn.Linear)
+        if module.weight is not head and not module.weight.requires_grad
+    }
+    sizes = [
+        (p.requires_grad, int(p.numel() * (NF4_BITS / 8 if p in rounded else p.element_size())))
+        for p in model.parameters()
+    ]
     return Shape(
         parameters=count.total,
         trained=count.trainable,

@@ -20,6 +20,12 @@ from shared.errors import UserError
 from shared.models.heads import causal_lm_of, check_head, logit_width
 from shared.models.layer_choice import keep_layers
 from shared.models.pruning import block_influence, blocks_of, prune_blocks
+from shared.models.quantization import (
+    check_quantized_student,
+    in_number_format,
+    is_quantized,
+    refuse_other_bits,
+)
 from shared.models.teachers import LocalTeacher, fingerprint_of_model
 from shared.models.vocabulary import SharedVocabulary, shared_vocabulary
 from shared.objectives.curriculum import AlphaCurriculum, BetaSchedule
@@ -84,14 +90,18 @@ def open_models(config: RunConfig, kind: AdapterKind, device: torch.device) -> M
     """
     student_adapter = kind.open(config.origin, {})
     start: Any = kind.load(config.origin, dtype=getattr(torch, config.student.dtype))
+    if is_quantized(start):
+        check_quantized_student(config.student)
+        refuse_other_bits(start)
     start.to(device)
     teacher: Any = None
     teacher_adapter = student_adapter
     if config.teacher is not None:
-        if config.student.starts_from_teacher:
+        if config.student.starts_from_teacher and not is_quantized(start):
             teacher = copy.deepcopy(start).to(getattr(torch, config.teacher.dtype))
         else:
-            teacher_adapter = kind.open(config.teacher.model, {})
+            if not config.student.starts_from_teacher:
+                teacher_adapter = kind.open(config.teacher.model, {})
             teacher = load_teacher(config, kind, device)
     vocabulary = shared_vocabulary(
         teacher_adapter.vocabulary,
@@ -116,7 +126,9 @@ def load_teacher(config: RunConfig, kind: AdapterKind, device: torch.device) -> 
     # a student of the teacher's own weights was loaded first, and its number format may have rounded them
     read_as = getattr(torch, config.student.dtype) if config.student.starts_from_teacher else dtype
     teacher: Any = kind.load(config.teacher.model, dtype=read_as)
-    return teacher.to(dtype).to(device)  # type: ignore[no-any-return]
+    if is_quantized(teacher) and read_as != dtype:  # it computes in what it is loaded for
+        teacher = kind.load(config.teacher.model, dtype=dtype)
+    return in_number_format(teacher, dtype).to(device)  # type: ignore[no-any-return]
 
 
 def prune_start(

@@ -9,13 +9,14 @@ import pytest
 
 from builders import CHAT_TEMPLATE, save_tiny_model, tiny_tokenizer
 from runs import tiny_config, tiny_run
-from shared.check import check_config, smoke_config
+from shared.check import check_config
 from shared.errors import ConfigError, UserError
 from shared.generation import transformers_engine
 from shared.preflight.check import check_models
 from shared.prompt_writing import UserTurnReader
 from shared.run import Run
 from shared.types import Message, Sample, TextPart
+from text_distill import distill
 from text_distill.adapter import TextAdapter, TextAdapterKind
 
 # a tiny model draws bytes at random, and one turn in five ends by itself within 60 of them
@@ -95,9 +96,16 @@ def test_settings_that_are_mended_draw_anew(folder) -> None:
     writing_run(folder, "mended").execute("generate")
 
 
-def test_a_smoke_run_writes_few(folder) -> None:
-    config = smoke_config(tiny_config(folder, TRAIN.replace("count: 5", "count: 50"), HELDOUT))
-    assert [s.written.count for s in config.prompts.written.values() if s.written] == [8, 2]
+def test_a_smoke_run_writes_few_and_goes_through_every_stage(folder) -> None:
+    many = (TRAIN.replace("count: 5", "count: 50"), HELDOUT, "student.prune={drop_layers: [1]}")
+    result = distill(tiny_config(folder, *many, f"output={folder}/few"), smoke=True, quiet=True)
+    assert result.folder == folder / "few-smoke"
+    written = {
+        file.stem: len(file.read_text().splitlines()) for file in result.folder.glob("prompts/*.jsonl")
+    }
+    assert written == {"train.0": 8, "heldout.0": 2}
+    assert result.student.is_dir() and (result.folder / "report.html").is_file()
+    assert result.scores["student"]["kl_teacher_model"]["n"] == 2
 
 
 def test_check_says_what_is_to_be_written_and_what_it_assumes(folder) -> None:
