@@ -61,8 +61,8 @@ def check_config(config: RunConfig, *, models: bool = True) -> dict[str, object]
     return {
         "run": config.name,
         "folder": str(config.folder),
-        **({"teacher": config.teacher.model.name} if config.teacher is not None else {}),
-        "student": f"{config.student.model.name} ({config.student.how})",
+        **({"teacher": _named(config.teacher.model, models)} if config.teacher is not None else {}),
+        "student": f"{_named(config.student.model, models)} ({config.student.how})",
         **_cache_facts(config),
         "objective": objective.name,
         "responses by": ", ".join(objective.sides),
@@ -72,6 +72,12 @@ def check_config(config: RunConfig, *, models: bool = True) -> dict[str, object]
         **({"left out": "; ".join(notes)} if notes else {}),
         "optimiser steps": steps,
     }
+
+
+def _named(ref: ModelRef, models: bool) -> str:
+    """A model's name, and whether it is looked for on the hub: a misspelt folder is."""
+    on_hub = models and ref.name != "teacher" and resolve_path(ref.name) is None
+    return f"{ref.name}, from the hub" if on_hub else ref.name
 
 
 def _cache_facts(config: RunConfig) -> dict[str, object]:

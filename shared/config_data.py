@@ -75,6 +75,7 @@ class PromptSource(Section):
     written: WrittenConfig | None = None
     task: TaskName | None = Field(None, description="for rows that name none; default instruction")
     limit: int | None = Field(None, ge=1, description="how many prompts to take, after the shuffle")
+    skip: int = Field(0, ge=0, description="how many to pass over first, after the shuffle")
     shuffle: bool = False
     weight: float | None = Field(None, gt=0, description="this source's share of the mixture, in proportion")
     columns: dict[Column, str | int] = Field(
@@ -95,7 +96,7 @@ class PromptSource(Section):
         if self.written is not None:
             refuse_idle(
                 self,
-                *("limit", "shuffle", "columns", "ids", "turns", "image_root", "image_name"),
+                *("limit", "skip", "shuffle", "columns", "ids", "turns", "image_root", "image_name"),
                 because="with written, whose rows are plain prompts, as many as count says",
                 instead="read a file",
             )

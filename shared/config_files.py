@@ -109,7 +109,11 @@ def set_value(values: dict[str, Any], key: str, value: Any, where: str) -> None:
         if inner is None:  # an absent section, or an empty one
             inner = node[place] = {}
         if not isinstance(inner, dict | list):
-            raise ConfigError(f"{where}: {'.'.join(steps[: depth + 1])!r} is {inner!r}, which has no keys.")
+            place_of_it = ".".join(steps[: depth + 1])
+            raise ConfigError(
+                f"{where}: {place_of_it!r} is {inner!r}, which has no keys. Give it whole, as in "
+                f"{place_of_it}='{{KEY: VALUE, ...}}'."
+            )
         node = inner
 
 

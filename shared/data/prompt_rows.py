@@ -124,7 +124,10 @@ def _parse_asked(values: Mapping[str, Any], find: Find) -> Asked:
         return Asked([_user("\n\n".join(filter(None, texts)))], plain=True)
     if isinstance(values.get("chosen"), list):
         return Asked(parse_chat(values["chosen"], "chosen", find), plain=False)
-    raise BadRowError(f"needs a column {', '.join((*_CHATS, 'instruction'))} or chosen; has {_names(values)}")
+    hint = f"; `columns` says which is which, as in {{prompt: {next(iter(values))}}}" if values else ""
+    raise BadRowError(
+        f"needs a column {', '.join((*_CHATS, 'instruction'))} or chosen; has {_names(values)}{hint}"
+    )
 
 
 def _with_images(asked: Asked, values: Mapping[str, Any], source: PromptSource, find: Find) -> list[Message]:

@@ -50,7 +50,7 @@ def load_prompts(
     images: Handling = Handling(),  # noqa: B008 - immutable
     beside: Sequence[PromptSource] = (),
 ) -> Loaded:
-    """Read all sources, in order, each shuffled and limited as it says, and mix them by their weights.
+    """Read all sources, in order, each shuffled and cut as it says, and mix them by their weights.
 
     An id is the row's own or "FILE:ROW", so prompts with the same text stay apart. Shuffling sorts by a hash
     of seed and id: rows added to a file leave the order of the others as it was.
@@ -63,19 +63,23 @@ def load_prompts(
         beside: Sources that are read as well, whose rows are others even where a file's name is the same.
 
     Raises:
-        DataError: rows that cannot be used (the message names file, line and cause of the first ten), ids
-            given twice, a file of another type, or no prompts at all.
+        DataError: rows that cannot be used (the message names file, line and cause of the first ten, rows
+            with the same cause once), ids given twice, a file of another type, or no prompts at all.
         UserError: a file that does not exist.
     """
-    problems: list[str] = []
+    rows_of: dict[tuple[str, str], list[int]] = {}  # by source and cause: the rows that cannot be used
     read: list[list[Sample]] = []
     for opened in _open(sources, beside):
-        samples = _read(opened, images, problems)
+        samples = _read(opened, images, rows_of)
         if opened.source.shuffle:
             samples.sort(key=lambda sample: hashlib.sha256(f"{seed}\0{sample.id}".encode()).digest())
-        read.append(samples[: opened.source.limit])
+        read.append(samples[opened.source.skip :][: opened.source.limit])
     mixed, notes = mix(sources, read)
-    head = f"{len(problems)} unusable row(s) in the prompt sources"
+    problems = [
+        f"{label}:{rows[0]}: {cause}" + (f" (and {len(rows) - 1} more such rows)" if rows[1:] else "")
+        for (label, cause), rows in rows_of.items()
+    ]
+    head = f"{sum(map(len, rows_of.values()))} unusable row(s) in the prompt sources"
     if problems and on_bad_row == "fail":
         raise DataError(listed(head, problems) + "\nMend them, or set prompts.on_bad_row: skip.")
     repeated = list(_repeated_ids(mixed))
@@ -86,7 +90,8 @@ def load_prompts(
         )
     if not mixed:
         labels = ", ".join(source.label for source in sources)
-        raise DataError(listed(f"no prompts in {labels}. Give at least one row", problems))
+        beyond = " beyond what `skip` passes over" if any(source.skip for source in sources) else ""
+        raise DataError(listed(f"no prompts in {labels}. Give at least one row{beyond}", problems))
     if problems:
         notes = [listed(f"skipped {head}", problems), *notes]
     return Loaded(mixed, notes)
@@ -198,17 +203,17 @@ def _stand_ins(name: str, count: int) -> Iterator[Numbered]:
         yield Numbered(number, {"prompt": " ".join([f"{name} {number}"] * (STAND_IN_WORDS // 3))})
 
 
-def _read(opened: _Opened, images: Handling, problems: list[str]) -> list[Sample]:
-    """One source's samples; rows that cannot be used are added to the problems."""
+def _read(opened: _Opened, images: Handling, unusable: dict[tuple[str, str], list[int]]) -> list[Sample]:
+    """One source's samples; rows that cannot be used are added to the others, by source and cause."""
     source, samples = opened.source, list[Sample]()
     find = ImageFinder(opened.image_root, images).reference
     for number, row in opened.rows():
-        if source.limit is not None and not source.shuffle and len(samples) >= source.limit:
+        if source.limit is not None and not source.shuffle and len(samples) >= source.skip + source.limit:
             break
         try:
             samples.extend(parse_row(row, source, place=f"{opened.label}:{number}", find=find))
         except BadRowError as problem:
-            problems.append(f"{source.label}:{number}: {problem}")
+            unusable.setdefault((source.label, str(problem)), []).append(number)
     return samples
 
 

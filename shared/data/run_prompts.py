@@ -53,7 +53,8 @@ def load_run_prompts(
     if both:
         raise DataError(
             f"{len(both)} prompts are in prompts.train and prompts.heldout ({', '.join(sorted(both)[:3])}). "
-            "Figures on them would not be held out: take them out of one."
+            "Figures on them would not be held out: take them out of one. Of one file, the first are held "
+            "out by `shuffle: true, limit: 100`, and the others trained on by `shuffle: true, skip: 100`."
         )
     notes += more
     if config.decontamination is not None:

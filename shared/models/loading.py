@@ -83,11 +83,13 @@ def check_model_folder(ref: ModelRef) -> dict[str, Any] | None:
     None for hub ids and GGUF files, of which only loading can tell. Imports neither torch nor transformers.
 
     Raises:
-        UserError: no such file, or a file of the folder that is not there.
+        UserError: no such file, one of another kind, or a file of the folder that is not there.
     """
     ref = with_base(ref)
     path = resolve_path(ref.name)
     if path is None or path.is_file():
+        if path is not None:
+            _gguf_file(ref, path)
         check_quantization(ref, None)
         return None
     config = read_model_config(ref)

@@ -100,6 +100,16 @@ def test_a_model_folder_that_lacks_a_file_is_named(folder, file, message):
     assert re.search(message, complaint(folder))
 
 
+def test_a_misspelt_folder_shows_as_a_model_of_the_hub(folder):
+    facts = check_config(tiny_config(folder, "teacher.model=techer"))
+    assert facts["teacher"] == "techer, from the hub" and facts["student"] == "teacher (full)"
+
+
+def test_a_file_that_is_no_model_is_refused(folder):
+    text = complaint(folder, "student.prune=null", f"student.model={folder}/train.jsonl")
+    assert "train.jsonl' is a file that is not GGUF. Give a model folder" in text
+
+
 def test_the_student_s_own_folder_is_looked_at_too(folder):
     shutil.copytree(folder / "teacher", folder / "other")
     overrides = [f"student.model={folder}/other"]

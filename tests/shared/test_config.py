@@ -246,7 +246,7 @@ def test_a_number_in_scientific_notation_stays_one_among_free_parameters():
         ("prompts.train.-1.path=x", "has no entry '-1'"),
         ("prompts.train.first.path=x", "has no entry 'first'"),
         ("training.rounds.x=1", "override 'training.rounds.x=1': 'training.rounds' is 3, which has no keys"),
-        ("teacher.model.revision=x", "'teacher.model' is 'org/teacher', which has no keys"),
+        ("teacher.model.revision=x", "Give it whole, as in teacher.model='{KEY: VALUE, ...}'"),
         ("training.learning_rte=1", "did you mean 'learning_rate'"),
     ],
 )

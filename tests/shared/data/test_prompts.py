@@ -97,6 +97,11 @@ def test_shuffle_is_seeded_stable_under_added_rows_and_comes_before_the_limit(tm
     assert sorted(first) == sorted(s.id for s in load(path)) and first != [s.id for s in load(path)]
     assert [s.id for s in load(path, shuffle=True, seed=1, limit=5)] == first[:5]
     assert [s.id for s in load(path, limit=2)] == ["p.jsonl:1", "p.jsonl:2"]
+    assert [s.id for s in load(path, shuffle=True, seed=1, skip=5)] == first[5:]
+    assert [s.id for s in load(path, shuffle=True, seed=1, skip=5, limit=2)] == first[5:7]
+    assert [s.id for s in load(path, skip=1, limit=1)] == ["p.jsonl:2"]
+    with pytest.raises(DataError, match="at least one row beyond what `skip`"):
+        load(path, skip=1000)
     write_jsonl(path, *({"prompt": f"p{i}"} for i in range(40)))
     assert [i for i in (s.id for s in load(path, shuffle=True, seed=1)) if i in set(first)] == first
 
@@ -104,7 +109,7 @@ def test_shuffle_is_seeded_stable_under_added_rows_and_comes_before_the_limit(tm
 BAD = {
     "{oops": "not JSON",
     "[1]": "expected an object",
-    '{"text": "x"}': "needs a column messages, .*instruction or chosen; has text",
+    '{"text": "x"}': r"needs a column messages, .*instruction or chosen; has text; .*as in \{prompt: text\}",
     '{"prompt": "  "}': "the prompt is empty",
     '{"prompt": 3}': "prompt must be text, got int 3",
     '{"prompt": "x", "task": "maths"}': "Did you mean 'math'?",
@@ -129,7 +134,7 @@ def test_bad_row_is_named_by_file_and_line(tmp_path, line):
 
 
 def test_all_bad_rows_of_all_files_in_one_message_the_first_ten_listed(tmp_path):
-    one = write_jsonl(tmp_path / "one.jsonl", *(["{"] * 11))
+    one = write_jsonl(tmp_path / "one.jsonl", *({"prompt": [{"role": f"r{i}"}]} for i in range(11)))
     two = tmp_path / "two.jsonl"
     two.write_bytes(b'{"prompt": "\xff"}\n')
     with pytest.raises(DataError) as bad:
@@ -139,6 +144,15 @@ def test_all_bad_rows_of_all_files_in_one_message_the_first_ten_listed(tmp_path)
     assert "one.jsonl:10" in message and "one.jsonl:11" not in message
     with pytest.raises(DataError, match="not UTF-8"):
         load(two)
+
+
+def test_rows_with_the_same_cause_are_listed_once(tmp_path):
+    path = write_jsonl(tmp_path / "mine.jsonl", {"prompt": 3}, *([{"ticket": "x"}] * 11))
+    with pytest.raises(DataError) as bad:
+        load(path)
+    head, first, second, _ = str(bad.value).splitlines()
+    assert "12 unusable" in head and first.endswith("mine.jsonl:1: prompt must be text, got int 3")
+    assert "mine.jsonl:2: needs a column" in second and second.endswith("(and 10 more such rows)")
 
 
 def test_files_that_are_no_prompt_files(tmp_path):
