@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from shared.errors import UserError
 from shared.models.load_errors import user_errors
+from shared.models.loras import LORA_FILES, check_lora, merge_lora
 from shared.models.quantization import check_quantization, loading_arguments, plain, settled
 from shared.models.references import ModelRef, resolve_path
 
@@ -32,7 +33,6 @@ TOKENIZER_FILES = (
     "tekken.json",
 )
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
-LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def with_base(ref: ModelRef) -> ModelRef:
@@ -80,12 +80,17 @@ def read_model_config(ref: ModelRef) -> dict[str, Any]:
 def check_model_folder(ref: ModelRef) -> dict[str, Any] | None:
     """The configuration of a local model folder that has weights and a tokenizer too.
 
-    None for hub ids and GGUF files, of which only loading can tell. Imports neither torch nor transformers.
+    None for hub ids and GGUF files, of which only loading can tell. What is added to the model is looked at,
+    too. Imports neither torch nor transformers.
 
     Raises:
-        UserError: no such file, one of another kind, or a file of the folder that is not there.
+        UserError: no such file, one of another kind, or a file of a folder that is not there.
     """
     ref = with_base(ref)
+    if ref.lora is not None:
+        check_lora(ref.lora)
+    if ref.chat_template is not None:
+        _chat_template(ref.chat_template)
     path = resolve_path(ref.name)
     if path is None or path.is_file():
         if path is not None:
@@ -186,7 +191,7 @@ def load_causal_lm(ref: ModelRef, *, dtype: torch.dtype) -> PreTrainedModel:
         check_quantization(ref, None)
         with user_errors(ref):
             model: PreTrainedModel = gguf.load_model(_gguf_file(ref, path), dtype=dtype)
-        return model if ref.lora is None else _merge_lora(model, ref.lora)
+        return model if ref.lora is None else merge_lora(model, ref.lora)
     from transformers import AutoModelForCausalLM
 
     return _load_folder(ref, path, AutoModelForCausalLM, dtype)
@@ -273,7 +278,7 @@ def _load_folder(ref: ModelRef, path: Path | None, auto_class: Any, dtype: torch
             output_loading_info=True,
         )
     _require_filled(ref, model, report)
-    result: PreTrainedModel = settled(model) if ref.lora is None else _merge_lora(plain(model), ref.lora)
+    result: PreTrainedModel = settled(model) if ref.lora is None else merge_lora(plain(model), ref.lora)
     return result
 
 
@@ -371,31 +376,6 @@ def _require_filled(ref: ModelRef, model: PreTrainedModel, report: Mapping[str, 
             f"model {ref.name!r}: its files lack {len(missing)} weights of {type(model).__name__}, the first "
             f"{missing[0]!r}; they would be random. The checkpoint is incomplete or of another kind of model."
         )
-
-
-def _merge_lora(model: PreTrainedModel, name: str) -> PreTrainedModel:
-    from peft import PeftModel
-
-    ref = ModelRef(name=name)
-    folder = resolve_path(name)
-    if folder is None:
-        from huggingface_hub import snapshot_download
-
-        with user_errors(ref):
-            folder = Path(snapshot_download(name, allow_patterns=list(LORA_FILES)))
-    absent = [file for file in LORA_FILES if not (folder / file).is_file()]
-    if absent:
-        raise UserError(
-            f"lora {name!r}: no {' and no '.join(absent)} in {folder}. Give a folder that peft wrote."
-        )
-    wants_gradient = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
-    with user_errors(ref):
-        merged: PreTrainedModel = PeftModel.from_pretrained(model, str(folder)).merge_and_unload(
-            safe_merge=True
-        )
-    for key, parameter in merged.named_parameters():  # peft froze the base
-        parameter.requires_grad_(key in wants_gradient)
-    return merged
 
 
 def _chat_template(text: str) -> str:

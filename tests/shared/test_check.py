@@ -110,6 +110,18 @@ def test_a_file_that_is_no_model_is_refused(folder):
     assert "train.jsonl' is a file that is not GGUF. Give a model folder" in text
 
 
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        ("lora: {folder}/teacher", "no adapter_config.json and no adapter_model.safetensors in"),
+        ("chat_template: absent.jinja", "'absent.jinja': no such file. Give a path to a .jinja file"),
+    ],
+)
+def test_what_a_reference_adds_to_a_model_is_looked_at(folder, added, message):
+    model = f"teacher.model={{name: {folder}/teacher, {added.format(folder=folder)}}}"
+    assert message in complaint(folder, model)
+
+
 def test_the_student_s_own_folder_is_looked_at_too(folder):
     shutil.copytree(folder / "teacher", folder / "other")
     overrides = [f"student.model={folder}/other"]
