@@ -140,10 +140,9 @@ def test_killed_and_started_again_it_ends_with_the_same_student(folder, finished
     assert all(torch.equal(ours[name], uninterrupted[name]) for name in uninterrupted)
 
 
-def test_runs_on_the_same_responses_share_a_cache_and_others_are_refused(folder, monkeypatch):
-    shared = f"teacher.cache={{top_k: 8, folder: {folder}/shared}}"
-    tiny_run(folder, *CACHED[:2], shared, f"output={folder}/first").execute("train")
-    written = []
+def folders_written(monkeypatch) -> list[Path]:
+    """The folder of each part that any store writes from now on."""
+    written: list[Path] = []
     original = Store.write
 
     def counted(self, part, rows):
@@ -151,6 +150,13 @@ def test_runs_on_the_same_responses_share_a_cache_and_others_are_refused(folder,
         return original(self, part, rows)
 
     monkeypatch.setattr(Store, "write", counted)
+    return written
+
+
+def test_runs_on_the_same_responses_share_a_cache_and_others_are_refused(folder, monkeypatch):
+    shared = f"teacher.cache={{top_k: 8, folder: {folder}/shared}}"
+    tiny_run(folder, *CACHED[:2], shared, f"output={folder}/first").execute("train")
+    written = folders_written(monkeypatch)
     sibling = (f"output={folder}/second", "training.learning_rate=1e-3")
     tiny_run(folder, *CACHED[:2], shared, *sibling).execute("train")
     assert written and folder / "shared" not in written
@@ -159,14 +165,7 @@ def test_runs_on_the_same_responses_share_a_cache_and_others_are_refused(folder,
 
 
 def test_runs_of_a_sweep_make_the_signals_of_a_seed_once(tmp_path, monkeypatch):
-    written = []
-    original = Store.write
-
-    def counted(self, part, rows):
-        written.append(self.folder)
-        return original(self, part, rows)
-
-    monkeypatch.setattr(Store, "write", counted)
+    written = folders_written(monkeypatch)
     names = ("a", "b", "c")
     changes = ((), ("training.learning_rate=1e-3",), ("seed=5",))
     for name, change in zip(names, changes, strict=True):
