@@ -222,7 +222,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/row-weights"))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    results = measure(options.work, options.seeds, short=options.short)
+    results = measure(options.work.resolve(), options.seeds, short=options.short)
     for role in ("teacher", "start"):
         print(f"{role:12}", "".join(f"  {key} {value:.3f}" for key, value in results[role].items()))
     for name, runs in results["runs"].items():
