@@ -12,6 +12,7 @@ cannot be reset, in a process of its own for each.
     large_products  without the second projection and in chunks of 1,024 rows: what more memory would allow
     plain           full logits, each row only its own divergence: this project's reference
     naive           full logits, both divergences on all rows, then masked by side: the usual way
+    compiled        this project's loss on what `torch.compile` makes of it, where there is a compiler
     fused_gkd       this project's loss for GKD's objective, a generalised JSD on all rows
     trl_chunked     TRL's `trl.kernels.chunked_divergence` for the same
     trl_full        the loss of TRL's `GKDTrainer` on full logits for the same
@@ -26,6 +27,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -43,6 +45,7 @@ from shared.objectives.chunks import chunk_sizes, even_chunks, whole_units
 from shared.objectives.core import GlobalCounts, ResponseRows, objective_loss
 from shared.objectives.divergences import skew_kl, skew_reverse_kl
 from shared.objectives.head import Head
+from shared.objectives.kernels import Kernels, compiled_kernels
 from shared.objectives.objective import build_objective
 from shared.objectives.projection import Projection, multiplies_natively
 from shared.objectives.signal import Dense
@@ -74,13 +77,16 @@ class Inputs(NamedTuple):
 
 
 HEADS = ("frozen", "trained")
+SHORT = tuple(Case(256, 49_152, 576, 64, head) for head in HEADS)
 FULL = (
+    *SHORT,
     *(Case(512, 49_152, 576, 64, head) for head in HEADS),
     *(Case(512, 151_936, 896, response, head) for head in HEADS for response in (64, 256)),
     Case(512, 49_152, 576, 64, "frozen", "bfloat16"),
     Case(512, 32_000, 2048, 64, "frozen"),
     Case(256, 262_144, 640, 32, "frozen"),
     Case(2048, 49_152, 576, 64, "frozen"),
+    Case(8192, 49_152, 64, 64, "frozen"),
 )
 ON_A_GPU = tuple(
     Case(rows, vocabulary, width, min(256, rows // 2), head, "bfloat16")
@@ -88,9 +94,9 @@ ON_A_GPU = tuple(
     for head in HEADS
     for rows in (256, 2048, 8192)
 )
-SHORT = tuple(Case(256, 49_152, 576, 64, head) for head in ("frozen", "trained"))
 FULL_MEMORY = (
     *(Case(rows, 151_936, 896, 64, head) for head in HEADS for rows in (512, 2048)),
+    Case(8192, 151_936, 64, 64, "frozen"),
     Case(2048, 151_936, 896, 256, "frozen"),
 )
 MEMORY_ON_A_GPU = tuple(case for case in ON_A_GPU if case.rows > 256)
@@ -129,8 +135,8 @@ def alphas(gap_R: Tensor, cell_R: Tensor) -> Tensor:
     return (0.1 + 0.05 * torch.tanh(gap_R)).clamp(0.01, 0.3)
 
 
-def run_objective(inputs: Inputs, backend: str) -> None:
-    """This project's loss, either backend."""
+def run_objective(inputs: Inputs, backend: str, kernels: Kernels | None = None) -> None:
+    """This project's loss, on any backend."""
     output = objective_loss(
         build_objective("distillm2", {}),
         inputs.student_hidden_ND,
@@ -141,6 +147,7 @@ def run_objective(inputs: Inputs, backend: str) -> None:
         beta=0.5,
         counts=inputs.counts,
         backend=backend,
+        kernels=kernels,
     )
     output.loss.backward()
 
@@ -246,6 +253,7 @@ CONTESTANTS: dict[str, Callable[[Inputs], Tensor | None]] = {
     "large_products": lambda inputs: run_products(inputs, chunk_rows=LARGE_CHUNK),
     "plain": lambda inputs: run_objective(inputs, "plain"),
     "naive": run_naive,
+    "compiled": lambda inputs: run_objective(inputs, "fused", compiled_kernels()),
     "fused_gkd": run_gkd,
     "trl_chunked": run_trl_chunked,
     "trl_full": run_trl_full,
@@ -405,11 +413,12 @@ def main() -> None:
     for case in SHORT if arguments.short else times:
         logits_gib = 4 * case.rows * case.vocabulary / 2**30
         full_logits_fit = logits_gib < (4 if DEVICE == "cuda" else 0.25)  # they take ten times this and more
-        names = [
-            name
-            for name in CONTESTANTS
-            if (full_logits_fit or name not in HOLD_LOGITS) and (not name.startswith("trl") or has_trl())
-        ]
+        left_out = {
+            *(() if full_logits_fit else HOLD_LOGITS),
+            *(() if has_trl() else ("trl_chunked", "trl_full")),
+            *(() if DEVICE == "cuda" or shutil.which("g++") else ("compiled",)),
+        }
+        names = [name for name in CONTESTANTS if name not in left_out]
         record("time", time_case(case, names, arguments.rounds))
     for case in SHORT[:1] if arguments.short else memories:
         names = ("fused", "plain", "naive") if arguments.short else ("fused",)

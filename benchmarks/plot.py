@@ -19,6 +19,7 @@ LABELS = {
     "large_products": "the products, 1,024 rows at a time",
     "plain": "full logits, one divergence a row",
     "naive": "full logits, both divergences",
+    "compiled": "ours, by torch.compile",
     "trl_chunked": "TRL chunked_divergence",
     "trl_full": "TRL GKD, full logits",
     "trl": "TRL GKDTrainer",

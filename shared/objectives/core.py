@@ -9,7 +9,7 @@ states, V ids of the shared vocabulary, R responses.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from shared.objectives.divergences import DIVERGENCES, nll
 from shared.objectives.fused import DivergenceOutput, RowPlanner, fused_divergence, loss_dtype
 from shared.objectives.head import Head
+from shared.objectives.kernels import Kernels
 from shared.objectives.objective import Objective
 from shared.objectives.plan import (
     Alphas,
@@ -65,6 +66,7 @@ def objective_loss(
     alpha_needs_gap: bool = True,
     backend: Literal["fused", "plain"] = "fused",
     buffer_bytes: int | None = None,
+    kernels: Kernels | None = None,
 ) -> ObjectiveOutput:
     """The loss of a micro-batch.
 
@@ -86,6 +88,7 @@ def objective_loss(
             `AlphaCurriculum.needs_own_gap` says; it saves long responses a second projection.
         backend: "fused" never holds all logits; "plain" is the reference that it is tested against.
         buffer_bytes: what the fused backend may hold at once, for speed; see `fused_divergence`.
+        kernels: what computes the fused backend; see `fused_divergence`.
 
     Raises:
         AlignmentError: a target outside the shared vocabulary.
@@ -118,16 +121,17 @@ def objective_loss(
         )
 
     models = (student_hidden_ND, student_head, signal)
+    how: dict[str, Any] = {"targets_N": rows.targets_N, "buffer_bytes": buffer_bytes, "kernels": kernels}
     if backend == "plain":
         sums = _plain_sum(*models, plan_of, targets_N=rows.targets_N)
     elif by_unit:
         owner_of = rows.pair_R[rows.response_N].tolist() if objective.is_pairwise else response_of
         planner = RowPlanner(starts_of(owner_of), plan_of, frozenset(map(row_kind, objective.all_terms)))
-        sums = fused_divergence(*models, planner, targets_N=rows.targets_N, buffer_bytes=buffer_bytes)
+        sums = fused_divergence(*models, planner, **how)
     else:
         unseen_N = student_hidden_ND.new_zeros(len(rows.targets_N), dtype=loss_dtype(*models))
         plan = plan_of(0, len(unseen_N), None if signal is None else unseen_N, unseen_N)
-        sums = fused_divergence(*models, plan, targets_N=rows.targets_N, buffer_bytes=buffer_bytes)
+        sums = fused_divergence(*models, plan, **how)
 
     with torch.no_grad():
         report = report_responses(objective, rows, sums.log_p_N, sums.log_q_N, alphas=alphas, counts=counts)

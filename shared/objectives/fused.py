@@ -11,8 +11,7 @@ states, V ids of the shared vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -31,7 +30,7 @@ from shared.objectives.closed_form import (
 )
 from shared.objectives.head import Head, exact_dtype
 from shared.objectives.kernels import Kernels, kernels_for
-from shared.objectives.plan import RowKind, RowPlan
+from shared.objectives.plan import RowKind, RowPlan, kinds_without_idle_skew, runs_of_a_kind
 from shared.objectives.projection import Projection, multiplies_natively
 from shared.objectives.signal import Dense, Signal, Sparse
 from shared.objectives.sparse import sparse_nats_and_gradient_
@@ -244,7 +243,9 @@ class _Work:
             for chunk in chunks:
                 rows_plan = _rows_of(span_plan, *(row - span.start for row in chunk))
                 normalised = expected and len(chunks) == 1
-                if len(chunks) > 1 or (normalised and not self._normalises(_kinds(rows_plan))):
+                if len(chunks) > 1 or (
+                    normalised and not self._normalises(kinds_without_idle_skew(rows_plan))
+                ):
                     logits, normalised = self._project(chunk), False  # else they are still in the buffers
                 self._evaluate(*logits, chunk, rows_plan, measured=True, normalised=normalised)
 
@@ -347,7 +348,7 @@ class _Work:
         """Slices of one kind that fit the cache. Returns scale_C, as `_evaluate_rows`."""
         backward = any(gradient is not None for gradient in self.gradients)
         scale_C = plan.weight_N.clone()
-        for kind, first, last in _runs(plan, self.sizes.slice):
+        for kind, first, last in runs_of_a_kind(plan, self.sizes.slice):
             scale_C[first:last] *= gradient_factor(kind, plan.parameter_N[first:last])
             if not measured:  # here the rows are in cache for what follows
                 normalised = self._normalises([kind])
@@ -388,28 +389,3 @@ class _Work:
 
 def _rows_of(plan: RowPlan, start: int, stop: int) -> RowPlan:
     return RowPlan(*(column_N[start:stop] for column_N in plan))
-
-
-_WITHOUT_SKEW = {
-    RowKind.SKEW_KL: RowKind.KL,
-    RowKind.SKEW_REVERSE_KL: RowKind.REVERSE_KL,
-    RowKind.SKEW_REVERSE_KL_DETACHED: RowKind.REVERSE_KL,
-}
-
-
-def _kinds(plan: RowPlan) -> list[RowKind]:
-    """Of each row; a skewed kind with α = 0 is the one without skew."""
-    return [
-        _WITHOUT_SKEW.get(RowKind(kind), RowKind(kind)) if parameter == 0 else RowKind(kind)
-        for kind, parameter in zip(plan.kind_N.tolist(), plan.parameter_N.tolist(), strict=True)
-    ]
-
-
-def _runs(plan: RowPlan, most_rows: int) -> Iterator[tuple[RowKind, int, int]]:
-    """Slices of rows of one kind."""
-    start = 0
-    for kind, run in groupby(_kinds(plan)):
-        stop = start + len(list(run))
-        for first, last in slices(start, stop, most_rows):
-            yield kind, first, last
-        start = stop

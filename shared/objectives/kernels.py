@@ -1,7 +1,8 @@
-"""What computes the fused loss on this device: PyTorch's operations on slices, or Triton's kernels on chunks?
+"""What computes the fused loss on this device: PyTorch's operations, the same compiled, or Triton's kernels?
 
-On a CPU the former: compiled by `torch.compile` they were measured to be as fast, and take seconds to compile
-(docs/PERFORMANCE.md).
+A CPU runs PyTorch's operations on slices that fit its cache, which was measured to be faster than what
+`torch.compile` makes of them, and takes no seconds to compile (docs/PERFORMANCE.md). CUDA runs Triton's
+kernels; whatever else there is, and CUDA where those fail, what `torch.compile` makes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from shared.objectives.plan import RowKind, RowPlan
 
 log = logging.getLogger(__name__)
 
-KernelName = Literal["torch", "triton"]
+KernelName = Literal["torch", "compile", "triton"]
 
 
 class RowKernels(NamedTuple):
@@ -51,22 +52,41 @@ def triton_kernels() -> Kernels:
 
 
 @cache
+def compiled_kernels(backend: str = "inductor") -> Kernels:
+    """PyTorch's operations, fused by a backend of `torch.compile`; each kind's first call takes seconds."""
+    from shared.objectives.compiled_kernels import CompiledKernels
+
+    compiled = CompiledKernels(backend)
+    return Kernels("compile", RowKernels(compiled.log_sum_exp, compiled.nats_and_gradient_))
+
+
+@cache
 def kernels_for(device: torch.device) -> Kernels:
-    """The fastest that works on a device; tried once, and logged where it is not the one expected."""
-    if device.type != "cuda":
-        return TORCH
-    try:
-        kernels = triton_kernels()
-        _try(kernels, device)
-    except Exception as error:  # no triton, no compiler, an unknown device: whatever a compiler can fail with
-        first_line = str(error).partition("\n")[0]
+    """The fastest that works on a device; tried once, and one log line where a faster one does not."""
+    failures: list[str] = []
+    chosen = TORCH
+    for name, kernels_of in _PREFERRED.get(device.type, _ELSEWHERE):
+        try:
+            kernels = kernels_of()
+            _try(kernels, device)
+        except Exception as error:  # no triton, no compiler, an unknown device: whatever compilers fail with
+            first_line = str(error).partition("\n")[0]
+            failures.append(f"{name} ({type(error).__name__}: {first_line})")
+        else:
+            chosen = kernels
+            break
+    if failures:
         log.warning(
-            "Triton does not work here (%s: %s): the loss runs on PyTorch's own operations, somewhat slower",
-            type(error).__name__,
-            first_line,
+            "What would be faster does not work here: %s. The loss runs on %s",
+            ", ".join(failures),
+            "PyTorch's own operations" if chosen is TORCH else "torch.compile",
         )
-        return TORCH
-    return kernels
+    return chosen
+
+
+_Candidates = tuple[tuple[str, Callable[[], Kernels]], ...]
+_ELSEWHERE: _Candidates = (("torch.compile", compiled_kernels),)
+_PREFERRED: dict[str, _Candidates] = {"cpu": (), "cuda": (("Triton", triton_kernels), *_ELSEWHERE)}
 
 
 def _try(kernels: Kernels, device: torch.device) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import Literal, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shared.errors import UserError
+from shared.objectives.chunks import slices
 from shared.objectives.objective import SIDES, Objective, Term
 
 Normalization = Literal["response", "token"]
@@ -99,6 +101,31 @@ class RowPlan(NamedTuple):
     kind_N: Tensor  # RowKind
     parameter_N: Tensor  # α of the skewed kinds, ω of JSD, else 0
     weight_N: Tensor
+
+
+_WITHOUT_SKEW = {
+    RowKind.SKEW_KL: RowKind.KL,
+    RowKind.SKEW_REVERSE_KL: RowKind.REVERSE_KL,
+    RowKind.SKEW_REVERSE_KL_DETACHED: RowKind.REVERSE_KL,
+}
+
+
+def kinds_without_idle_skew(plan: RowPlan) -> list[RowKind]:
+    """Of each row; a skewed kind with α = 0 is the one without skew."""
+    return [
+        _WITHOUT_SKEW.get(RowKind(kind), RowKind(kind)) if parameter == 0 else RowKind(kind)
+        for kind, parameter in zip(plan.kind_N.tolist(), plan.parameter_N.tolist(), strict=True)
+    ]
+
+
+def runs_of_a_kind(plan: RowPlan, most_rows: int) -> Iterator[tuple[RowKind, int, int]]:
+    """Slices start:stop of at most so many rows, all of one of `kinds_without_idle_skew`."""
+    start = 0
+    for kind, run in groupby(kinds_without_idle_skew(plan)):
+        stop = start + len(list(run))
+        for first, last in slices(start, stop, most_rows):
+            yield kind, first, last
+        start = stop
 
 
 class ResponseReport(NamedTuple):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_agreement import assert_as_pytorchs_operations
 
 from shared.objectives import kernels as kernels_module
 from shared.objectives.core import row_nats
 from shared.objectives.fused import fused_divergence
 from shared.objectives.head import Head
-from shared.objectives.kernels import TORCH, kernels_for
+from shared.objectives.kernels import TORCH, Kernels, compiled_kernels, kernels_for
 from shared.objectives.plan import RowKind, RowPlan
 from shared.objectives.signal import Dense
 
@@ -28,68 +30,67 @@ def test_a_cpu_uses_pytorchs_own_operations(caplog: pytest.LogCaptureFixture) ->
     assert not caplog.records
 
 
-@pytest.mark.parametrize("error", [ImportError("No module named 'triton'"), RuntimeError("no compiler\nat")])
-def test_a_missing_compiler_costs_one_log_line(
-    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def broken() -> Any:
+def _broken(error: Exception) -> Any:
+    def kernels() -> Any:
         raise error
 
-    monkeypatch.setattr(kernels_module, "triton_kernels", broken)
+    return kernels
+
+
+@pytest.mark.parametrize("error", [ImportError("No module named 'triton'"), RuntimeError("no compiler\nat")])
+@pytest.mark.parametrize("device", ["cuda", "xpu"])
+def test_a_missing_compiler_costs_one_log_line(
+    error: Exception, device: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiler = (("torch.compile", _broken(error)),)
+    monkeypatch.setattr(kernels_module, "_PREFERRED", {"cuda": (("Triton", _broken(error)), *compiler)})
+    monkeypatch.setattr(kernels_module, "_ELSEWHERE", compiler)
     kernels_for.cache_clear()
     with caplog.at_level(logging.INFO):
-        assert kernels_for(CUDA) is kernels_for(CUDA) is TORCH
+        assert kernels_for(torch.device(device, 0)) is kernels_for(torch.device(device, 0)) is TORCH
     kernels_for.cache_clear()
     (record,) = caplog.records
-    assert "Triton does not work here" in record.message and "\n" not in record.message
+    assert "torch.compile (" in record.message and "PyTorch's own operations" in record.message
+    assert ("Triton (" in record.message) is (device == "cuda") and "\n" not in record.message
+
+
+def test_what_compiles_takes_the_place_of_kernels_that_fail(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    eager = compiled_kernels("eager")
+    preferred = (("Triton", _broken(RuntimeError("too old a device"))), ("torch.compile", lambda: eager))
+    monkeypatch.setattr(kernels_module, "_PREFERRED", {"cpu": preferred})
+    kernels_for.cache_clear()
+    assert kernels_for(torch.device("cpu")) is eager
+    kernels_for.cache_clear()
+    (message,) = [record.message for record in caplog.records if record.name == kernels_module.__name__]
+    assert message.endswith("Triton (RuntimeError: too old a device). The loss runs on torch.compile")
+
+
+def test_every_kind_can_be_traced_for_a_compiler_and_is_what_pytorchs_operations_compute() -> None:
+    assert_as_pytorchs_operations(compiled_kernels("eager"))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler is installed")
+def test_distillm2_compiled_is_the_plain_loss() -> None:
+    """The other kinds compile as well, in a second or two each: `--slow`."""
+    _assert_the_plain_loss("cpu", [RowKind.SKEW_KL, RowKind.SKEW_REVERSE_KL], compiled_kernels())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler is installed")
+def test_every_kind_compiled_is_what_pytorchs_operations_compute() -> None:
+    assert_as_pytorchs_operations(compiled_kernels())
 
 
 INTERPRETED = """
 import torch
-from objective_references import random_batch
-from shared.objectives.fused import fused_divergence
+from kernel_agreement import assert_as_pytorchs_operations
 from shared.objectives import kernels, triton_kernels
-from shared.objectives.plan import RowKind, RowPlan
-from shared.objectives.signal import sparse_signal
 
 triton_kernels.LARGEST_BLOCK = 8  # several blocks and a rest
-HEADS = [{}, {"softcap": 1.5, "width": 13, "excluded_ids": torch.tensor([0, 7, 12])}]
-cases = [
-    (HEADS[0], torch.float32, "dense"),
-    (HEADS[1], torch.float64, "dense"),
-    (HEADS[1], torch.float32, "sparse"),
-]
 kernels._try(kernels.triton_kernels(), torch.device("cpu"))
-for head, dtype, how in cases:
-    batch = random_batch(pairs=2, dtype=dtype, **head)
-    hidden, student_head, signal, rows = batch.arguments
-    count = len(rows.targets_N)
-    assert count >= len(RowKind)
-    if how == "sparse":
-        signal = sparse_signal(signal, rows.targets_N, top_k=4)
-    plan = RowPlan(torch.arange(count) % len(RowKind), torch.full((count,), 0.3, dtype=dtype),
-                   torch.linspace(-1, 1, count, dtype=dtype))
-    plan.parameter_N[::5] = 0
-    plan.parameter_N[plan.kind_N == RowKind.JSD] = 0.3
-    results = []
-    for chosen in (kernels.triton_kernels(), kernels.TORCH):
-        leaf = hidden.clone().requires_grad_()
-        weight = student_head.weight_VD.clone().requires_grad_()
-        out = fused_divergence(leaf, student_head._replace(weight_VD=weight), signal, plan,
-                               targets_N=rows.targets_N, kernels=chosen)
-        results.append([out.total, *out[1:], *torch.autograd.grad(out.total, [leaf, weight])])
-    for ours, theirs in zip(*results):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4 if dtype is torch.float32 else 1e-9,
-                                   atol=1e-5 if dtype is torch.float32 else 1e-11)
-    broken = hidden.clone()
-    broken[3, 0] = float("nan")
-    out = fused_divergence(broken, student_head, signal, plan, targets_N=rows.targets_N,
-                           kernels=kernels.triton_kernels())
-    assert out.nats_N[3].isnan() and not out.nats_N[[0, 1, 2, 4]].isnan().any()
-scaled = torch.tensor([[1e4, -1e4, 0, 0, 0]])
-lse, log_p = triton_kernels.log_sum_exp(scaled, torch.tensor([2]))
-torch.testing.assert_close(lse, scaled.logsumexp(-1))
-torch.testing.assert_close(log_p, torch.tensor([-1e4]))
+assert_as_pytorchs_operations(kernels.triton_kernels())
 print("equal")
 """
 
@@ -116,8 +117,13 @@ def test_a_gpu_uses_triton() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_rows_of_all_kinds_over_several_blocks_are_the_plain_loss_in_float64(device: str) -> None:
+    _assert_the_plain_loss(device, list(RowKind))
+
+
+def _assert_the_plain_loss(device: str, kinds: list[RowKind], kernels: Kernels | None = None) -> None:
+    """In float64, of three rows of each kind; α of the first is 0."""
     generator = torch.Generator().manual_seed(0)
-    rows, vocabulary, width = 3 * len(RowKind), 5000, 16
+    rows, vocabulary, width = 3 * len(kinds), 5000, 16
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -125,8 +131,8 @@ def test_rows_of_all_kinds_over_several_blocks_are_the_plain_loss_in_float64(dev
     hidden_ND, weight_VD = normal(rows, width), normal(vocabulary, width)
     teacher_NE, teacher_VE = normal(rows, width), normal(vocabulary, width)
     targets_N = torch.randint(vocabulary, (rows,), generator=generator)
-    plan = RowPlan(torch.arange(rows) % len(RowKind), torch.full((rows,), 0.3).double(), normal(rows))
-    plan.parameter_N[: len(RowKind)][plan.kind_N[: len(RowKind)] != RowKind.JSD] = 0  # without skew
+    plan = RowPlan(torch.tensor([*kinds] * 3), torch.full((rows,), 0.3).double(), normal(rows))
+    plan.parameter_N[: len(kinds)][plan.kind_N[: len(kinds)] != RowKind.JSD] = 0  # without skew
 
     leaves = [hidden_ND.clone().requires_grad_(), weight_VD.clone().requires_grad_()]
     student_NV, teacher_NV = leaves[0] @ leaves[1].T, teacher_NE @ teacher_VE.T
@@ -143,6 +149,7 @@ def test_rows_of_all_kinds_over_several_blocks_are_the_plain_loss_in_float64(dev
         Dense(here(teacher_NE), Head(here(teacher_VE))),
         RowPlan(*map(here, plan)),
         targets_N=here(targets_N),
+        kernels=kernels,
     )
     torch.testing.assert_close(out.nats_N.cpu().double(), expected_N.detach(), rtol=1e-4, atol=1e-5)
     for found, truth in zip(torch.autograd.grad(out.total, ours), expected, strict=True):
