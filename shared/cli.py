@@ -358,6 +358,8 @@ def find_templates(folder: str) -> dict[str, str]:
 def run_app(app: typer.Typer) -> None:
     """Run a command line: a user's mistake is one message and exit code 2, Ctrl-C leaves a resumable run."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    # peft imports it if it is there, and it misses a package for products that we do not use
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     for name, value in _QUIET_LIBRARIES.items():
         os.environ.setdefault(name, value)
     try:

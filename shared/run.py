@@ -6,7 +6,6 @@ checkpoint, and everything else is a pure function of configuration and data.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -79,8 +78,6 @@ class Run:
         self.kind = kind
         self._evaluate = evaluate
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # our own say what is going on
-        # peft imports it if it is there, and it misses a package for products that we do not use
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         self._objective = build_objective(config.objective.name, config.objective.parameters)
         self._accelerator = open_accelerator(config.training, str(config.folder), config.name)
         main = self._accelerator.is_main_process
