@@ -155,8 +155,9 @@ def build_app(modality: Modality[Config]) -> typer.Typer:
             raise UserError(
                 f"{target} exists, and is not overwritten. Name another file: init {template} FILE"
             )
+        shipped = f"configs/{modality.templates}/{template}.yaml"
         try:
-            write_atomically(target, templates[template])
+            write_atomically(target, templates[template].replace(shipped, str(target)))  # in its own comments
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{target.parent} is not a folder. Make it first, or name another file."

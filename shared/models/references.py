@@ -176,6 +176,11 @@ def resolve_path(name: str) -> Path | None:
     path = Path(name).expanduser()
     if path.exists():
         return path
-    if name.startswith(("/", "./", "../", "~")) or path.suffix in {".gguf", ".json", ".jsonl", ".parquet"}:
+    if path.suffix in {".json", ".jsonl", ".csv", ".parquet"}:
+        raise UserError(
+            f"{name!r} does not exist. Give a local file or pkg://PACKAGE/FILE; a data set of the hub is "
+            "named by `hub` instead of `path`."
+        )
+    if name.startswith(("/", "./", "../", "~")) or path.suffix == ".gguf":
         raise UserError(f"{name!r} does not exist. Give a local path, a hub id or pkg://PACKAGE/FILE.")
     return None

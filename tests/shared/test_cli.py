@@ -113,7 +113,9 @@ def test_init_writes_a_template_once_that_check_accepts_as_far_as_its_model_is_h
     (template, *_) = find_templates("text")
     target = tmp_path / "mine.yaml"
     assert distill("init", template, target).code == 0
-    assert target.read_text() == find_templates("text")[template]
+    shipped = f"configs/text/{template}.yaml"  # in its comments; the copy names itself
+    assert target.read_text() == find_templates("text")[template].replace(shipped, str(target))
+    assert f"run {target}" in target.read_text() and shipped not in target.read_text()
     target.write_text("edited")
     assert_one_message(distill("init", template, target), "exists, and is not overwritten")
     assert target.read_text() == "edited"

@@ -39,7 +39,8 @@ def test_hub_ids_local_paths_and_package_files(package, tmp_path):
         ("pkg://shipped_model", "has no file ''"),
         ("pkg://shipped_model/../outside.gguf", "has no file '../outside.gguf'"),
         ("./absent", "does not exist"),
-        ("absent.gguf", "does not exist"),
+        ("absent.gguf", "does not exist. Give a local path, a hub id"),
+        ("absent.csv", "does not exist. Give a local file .* named by `hub` instead of `path`"),
     ],
 )
 def test_what_cannot_be_found(package, name, message):
