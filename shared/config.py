@@ -15,6 +15,7 @@ from shared.models.references import ModelRef
 from shared.objectives.objective import Objective, build_objective
 
 PairLayout = Literal["auto", "joint", "separate"]
+PairAttention = Literal["dense", "flex"]
 Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -28,6 +29,11 @@ class TrainingConfig(Section):
         "auto",
         description="joint: [prompt | y_t | y_s], the prompt computed once; separate: a sequence a response; "
         "auto: joint wherever a model is known to read it right",
+    )
+    pair_attention: PairAttention = Field(
+        "dense",
+        description="of joint pairs. dense: the model's own (SDPA) under a mask of all tokens by all; flex: "
+        "flex attention, which skips what a response does not see; needs CUDA",
     )
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(0.0, ge=0)
@@ -45,6 +51,13 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _all_has_effect(self) -> TrainingConfig:
+        if self.pair_layout == "separate":
+            refuse_idle(
+                self,
+                "pair_attention",
+                because="with pair_layout: separate",
+                instead="set pair_layout: auto",
+            )
         if self.schedule == "constant" and self.warmup != 0:
             refuse_idle(
                 self,
@@ -184,6 +197,14 @@ class RunConfig(Section):
             raise ValueError(
                 f"no effect of training.pair_layout: joint with objective {objective.name!r}, which has "
                 "one response a prompt; remove it, or choose another objective"
+            )
+        if len(objective.sides) < 2:
+            refuse_idle(
+                self.training,
+                "pair_attention",
+                where="training.",
+                because=f"with objective {objective.name!r}, which has one response a prompt",
+                instead="choose another objective",
             )
         if self.teacher is not None and self.teacher.cache is not None:
             self._refuse_uncacheable(self.teacher.cache, objective)

@@ -19,6 +19,7 @@ from shared.data.prompts import split_by_length
 from shared.data.run_prompts import RunPrompts, load_run_prompts
 from shared.generation.collect import collect_responses
 from shared.generation.transformers_engine import TransformersEngine
+from shared.models.pair_attention import require_gpu
 from shared.models.students import merged, trainable_parameters
 from shared.objectives.objective import Objective
 from shared.progress import Speaker
@@ -169,6 +170,8 @@ def open_session(
     Raises:
         UserError: whatever in prompts, models or their combination cannot be used.
     """
+    if config.training.pair_attention == "flex":  # before anything is loaded or written
+        require_gpu(accelerator.device)
     prompts = None
     if not config.prompts.written:  # what is wrong with files is known before models are loaded
         prompts = _read_prompts(config, objective, workspace, speaker)
@@ -197,6 +200,7 @@ def open_session(
                 train,
                 response_tokens=config.generation.max_new_tokens,
                 teacher_cached=config.teacher is not None and config.teacher.cache is not None,
+                attention=config.training.pair_attention,
             )
     tasks = sorted({sample.task for sample in (*train, *heldout)})
     objective = config.objective.build(tasks)

@@ -2,9 +2,9 @@
 
 `separate` gives every response a sequence of its own: [prompt | y_t] and [prompt | y_s]. `joint` lays a group
 out as one, [prompt | y_t | y_s], so that the prompt (with its images) is computed once, forward and backward:
-a 4-D mask hides the responses from each other, and each one's positions restart right after the prompt. A
-response's hidden rows are the same in both, up to rounding, in the models that
-`shared.models.layout_support` lets in.
+a mask, made of the segments on the model's device (`shared.models.pair_attention`), hides the responses from
+each other, and each one's positions restart right after the prompt. A response's hidden rows are the same in
+both, up to rounding, in the models that `shared.models.layout_support` lets in.
 
 Shapes in names: B sequences, T tokens of a padded sequence, P tokens of a prompt, A position axes (three in
 M-RoPE), N rows that predict response tokens.
@@ -50,7 +50,7 @@ def lay_out(
 ) -> Encoded:
     """Right-padded sequences of prompts with their responses, and the rows that predict the responses.
 
-    Groups of one response need no 4-D mask: both layouts are then the same.
+    Groups of one response need no segments: both layouts are then the same.
 
     Args:
         prompts: token ids of each group's prompt; never empty, as its last token predicts first tokens.
@@ -62,7 +62,8 @@ def lay_out(
 
     Returns:
         `input_ids` (B, T); `position_ids` (B, T), or (A, B, T) where the prompts' were given;
-        `attention_mask` (B, T), 1 at tokens, or (B, 1, T, T), True where a token (third axis) may look.
+        `attention_mask` (B, T), 1 at tokens, or, where responses share a sequence, `segment_ids` (B, T):
+        `PROMPT`; 1, 2, ... for its responses; `PADDING`.
     """
     assert all(map(len, prompts)) and all(len(ids) for group in responses for ids in group)
     joint = layout == "joint" and any(len(group) > 1 for group in responses)
@@ -93,10 +94,11 @@ def lay_out(
             targets.append(torch.as_tensor(ids))
             lengths.append(len(ids))
             start = stop
+    mask = {"segment_ids": segment_BT} if joint else {"attention_mask": (segment_BT != PADDING).long()}
     return Encoded(
         inputs={
             "input_ids": input_ids_BT,
-            "attention_mask": _tree_mask(segment_BT) if joint else (segment_BT != PADDING).long(),
+            **mask,
             # explicit: what a model would derive by itself differs between versions and families
             "position_ids": position_ids,
         },
@@ -119,11 +121,3 @@ def _sequences(
             yield group, parts
         else:
             yield from ((group, (ids,)) for ids in parts)
-
-
-def _tree_mask(segment_BT: Tensor) -> Tensor:
-    """(B, 1, T, T): a token sees the prompt and its own segment, as far as they do not lie ahead."""
-    query_BT1, key_B1T = segment_BT[:, :, None], segment_BT[:, None, :]
-    causal_TT = torch.ones(segment_BT.shape[1], segment_BT.shape[1], dtype=torch.bool).tril()
-    # padding sees itself: SDPA gives NaN for a query without any key
-    return (causal_TT & ((key_B1T == PROMPT) | (key_B1T == query_BT1)))[:, None]

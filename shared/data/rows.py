@@ -11,6 +11,7 @@ from typing import NamedTuple, NoReturn
 
 import torch
 
+from shared.data.layouts import PADDING
 from shared.errors import AlignmentError
 from shared.models.vocabulary import SharedVocabulary
 from shared.objectives.core import ResponseRows
@@ -119,8 +120,9 @@ def _check_counts(groups: Sequence[Group], model: str, encoded: Encoded) -> None
 def _check_places(groups: Sequence[Group], model: str, encoded: Encoded) -> None:
     ids = encoded.inputs["input_ids"].tolist()
     rows, targets = encoded.rows_N.tolist(), encoded.target_ids_N.tolist()
-    mask = encoded.inputs.get("attention_mask")
-    ends = mask.sum(-1).tolist() if mask is not None and mask.ndim == 2 else None  # a 4-D one hides the ends
+    segments, mask = encoded.inputs.get("segment_ids"), encoded.inputs.get("attention_mask")
+    filled = mask if segments is None else segments != PADDING
+    ends = None if filled is None else filled.sum(-1).tolist()
     width, first = len(ids[0]), 0
     for place in _places(groups, rows, sequences=len(ids), width=width):
         group, response, sequence, prompt_end, start, ends_sequence = place

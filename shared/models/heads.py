@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import UserError
+from shared.models.pair_attention import pair_mask
 from shared.objectives.head import Head
 
 if TYPE_CHECKING:
@@ -64,19 +65,18 @@ def hidden_rows(model: nn.Module, inputs: Mapping[str, Tensor], rows_N: Tensor) 
 
     Args:
         model: a causal language model.
-        inputs: its forward arguments; a 4-D attention mask is boolean, True where a token may look. With
-            `image_entries`, images enter once and are shared: the entries of `get_image_features` that the
-            sequences take, in order.
+        inputs: its forward arguments. `segment_ids` instead of a mask: several responses share a sequence and
+            do not see each other. With `image_entries`, images enter once and are shared: the entries of
+            `get_image_features` that the sequences take, in order.
         rows_N: indices into the flattened (B * T) positions.
     """
-    inputs = dict(inputs)
-    mask = inputs.get("attention_mask")
-    if mask is not None and mask.ndim == 4:
-        inputs["attention_mask"] = _ready_mask(causal_lm_of(model), mask)
+    arguments: dict[str, Any] = dict(inputs)
+    if "segment_ids" in arguments:
+        arguments["attention_mask"] = pair_mask(causal_lm_of(model), arguments.pop("segment_ids"))
     backbone = backbone_of(model)
-    if "image_entries" in inputs:
-        inputs = _look_once(backbone, inputs)
-    hidden_BTD: Tensor = backbone(**inputs, use_cache=False).last_hidden_state
+    if "image_entries" in arguments:
+        arguments = _look_once(backbone, arguments)
+    hidden_BTD: Tensor = backbone(**arguments, use_cache=False).last_hidden_state
     return hidden_BTD.flatten(0, 1)[rows_N]
 
 
@@ -178,15 +178,6 @@ def _look_once(backbone: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         seen.deepstack_features = [shared(layer) for layer in seen.deepstack_features]
     inputs["mm_encoder_outputs"] = {"image": seen}
     return inputs
-
-
-def _ready_mask(causal_lm: Any, mask_B1TT: Tensor) -> Tensor:
-    """A 4-D mask as the model's attention wants it: transformers passes it on as it is."""
-    config = causal_lm.config.get_text_config(decoder=True)
-    if config._attn_implementation != "eager":
-        return mask_B1TT  # SDPA takes booleans, in whatever dtype autocast runs it
-    zero = torch.zeros((), dtype=causal_lm.dtype, device=mask_B1TT.device)
-    return torch.where(mask_B1TT, zero, torch.finfo(zero.dtype).min)  # eager adds it to its scores
 
 
 def logit_scale(config: PreTrainedConfig) -> float:

@@ -1,9 +1,10 @@
 """Which models may read a pair as one sequence, [prompt | y_t | y_s], and up to which length?
 
-That layout hands the model a ready 4-D mask and positions that restart (`shared.data.layouts`). transformers
-passes such a mask on as it is (`masking_utils._preprocess_mask_arguments`, 5.23), so a layer with a sliding
-window or with chunks loses them, and a recurrent layer reads y_s after y_t whatever the mask says. The answer
-therefore comes from the configuration; `joint_difference` then measures it on the model itself.
+That layout hands the model a ready mask (`shared.models.pair_attention`) and positions that restart.
+transformers passes such a mask on as it is (`masking_utils._preprocess_mask_arguments`, 5.23), so a layer
+with a sliding window or with chunks loses them, and a recurrent layer reads y_s after y_t whatever the mask
+says. The answer therefore comes from the configuration; `joint_difference` then measures it on the model
+itself.
 
 Shapes in names: N rows that predict response tokens, D width of the hidden states.
 """
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from shared.adapter import Adapter
 from shared.models.heads import backbone_of, causal_lm_of, hidden_rows
+from shared.models.pair_attention import BLOCK_ATTENTION
 from shared.types import Group, Layout
 
 # Families whose joint and separate hidden states were compared (tests/shared/models/test_layout_support.py).
@@ -47,8 +49,8 @@ LAYER_SPANS = {
     "sliding_attention": "sliding_window",
     "chunked_attention": "attention_chunk_size",
 }
-# Implementations of attention that take a 4-D mask; flash attention takes none, flex its own kind.
-MASKED_ATTENTION = ("sdpa", "eager")
+# Implementations of attention that take a ready mask; flash attention takes none.
+MASKED_ATTENTION = ("sdpa", "eager", *BLOCK_ATTENTION)
 
 # Largest allowed difference of a response's hidden rows, relative to their norm. SmolLM2-135M's 30 layers
 # gave 1e-6 in float32 and 2e-2 in bfloat16; a window or a recurrence that is ignored gives 0.1 to 2.
@@ -150,7 +152,7 @@ def _hidden(model: nn.Module, adapter: Adapter, groups: Sequence[Group], layout:
 
 def _obstacle(causal_lm: Any, config: Any) -> str | None:
     if config._attn_implementation not in MASKED_ATTENTION:
-        return f"its attention is {config._attn_implementation}, which takes no 4-D mask"
+        return f"its attention is {config._attn_implementation}, which takes no ready mask"
     if "position_ids" not in inspect.signature(backbone_of(causal_lm).forward).parameters:
         return "it takes no positions, so they cannot restart"
     if getattr(config, "alibi", False):

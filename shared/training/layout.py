@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
 from shared.adapter import Adapter
-from shared.config import PairLayout
+from shared.config import PairAttention, PairLayout
 from shared.errors import UserError
 from shared.models.heads import causal_lm_of
 from shared.models.layout_support import TOLERANCES, joint_difference, joint_saves, joint_support
+from shared.models.pair_attention import attend_in_blocks, flex_obstacle
 from shared.types import Group, Layout, Response, Role, Sample
 
 if TYPE_CHECKING:
@@ -40,8 +41,9 @@ def choose_layouts(
     *,
     response_tokens: int,
     teacher_cached: bool = False,
+    attention: PairAttention = "dense",
 ) -> Layouts:
-    """The layout of each model for the pairs of these prompts.
+    """The layout of each model for the pairs of these prompts; with `flex`, the models are set to it.
 
     Args:
         wanted: `auto` takes `joint` where it pays and is known and measured to change nothing.
@@ -49,9 +51,10 @@ def choose_layouts(
         samples: the prompts that pairs are made of.
         response_tokens: the longest response there can be.
         teacher_cached: the teacher reads no pair in training.
+        attention: of joint sequences.
 
     Raises:
-        UserError: `joint` was asked for, and a model cannot.
+        UserError: `joint` or `flex` was asked for, and a model cannot.
     """
     if wanted == "separate":
         return Layouts(response_tokens=response_tokens)
@@ -63,7 +66,9 @@ def choose_layouts(
     layouts: dict[str, Layout] = {"teacher": "separate"}
     notes = []
     for name, model, adapter in sides[:1] if teacher_cached else sides:
-        obstacle = _obstacle(wanted, model, adapter, samples, response_tokens)
+        if attention == "flex":
+            _set_to_flex(name, causal_lm_of(model))
+        obstacle = _obstacle(wanted, model, adapter, samples, response_tokens, attention)
         if obstacle is not None and wanted == "joint":
             raise UserError(
                 f"training.pair_layout: joint is not possible with the {name} "
@@ -75,8 +80,23 @@ def choose_layouts(
     return Layouts(layouts["student"], layouts["teacher"], response_tokens, tuple(notes))
 
 
+def _set_to_flex(name: str, causal_lm: Any) -> None:
+    obstacle = flex_obstacle(causal_lm, trained=name == "student")
+    if obstacle is not None:
+        raise UserError(
+            f"training.pair_attention: flex is not possible with the {name} "
+            f"({causal_lm.config.model_type}): {obstacle}. Set it to dense."
+        )
+    attend_in_blocks(causal_lm)
+
+
 def _obstacle(
-    wanted: PairLayout, model: nn.Module, adapter: Adapter, samples: Sequence[Sample], response_tokens: int
+    wanted: PairLayout,
+    model: nn.Module,
+    adapter: Adapter,
+    samples: Sequence[Sample],
+    response_tokens: int,
+    attention: PairAttention,
 ) -> str | None:
     """Why this model must read responses in sequences of their own; None if it need not."""
     support = joint_support(model)
@@ -87,7 +107,11 @@ def _obstacle(
         return obstacle
     if wanted == "auto" and not support.family_known:
         return "its family has not been compared in both layouts (pair_layout: joint measures it and goes on)"
-    if wanted == "auto" and not joint_saves(model, prompt_tokens=typical, response_tokens=response_tokens):
+    # flex attention computes no hidden product, so that one sequence never has more of them than two
+    costs = attention == "dense" and not joint_saves(
+        model, prompt_tokens=typical, response_tokens=response_tokens
+    )
+    if wanted == "auto" and costs:
         return (
             f"a prompt of {typical} tokens saves less than attention over two responses of up to "
             f"{response_tokens} in one sequence costs"

@@ -286,6 +286,14 @@ def test_an_override_that_leads_nowhere_is_refused(override, message):
             ["objective.name=kd", "training.pair_layout=joint"],
             "training.pair_layout: joint with objective 'kd'",
         ),
+        (
+            ["objective.name=kd", "training.pair_attention=flex"],
+            "training.pair_attention with objective 'kd'",
+        ),
+        (
+            ["training.pair_layout=separate", "training.pair_attention=flex"],
+            "pair_attention with pair_layout: separate",
+        ),
         (["objective.row_weights={level: segment, tau: 1}"], "tau with level: segment"),
         (["objective={name: dpkd, row_weights: {level: segment}}"], "row_weights with objective 'dpkd'"),
         (

@@ -8,12 +8,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers.integrations.flex_attention import flex_attention_forward
 
 from shared.adapter import Adapter
 from shared.data.rows import check_alignment
 from shared.errors import AlignmentError, UserError
+from shared.models import pair_attention
 from shared.models.heads import check_head, head_of, hidden_rows
 from shared.models.layout_support import joint_support
+from shared.models.pair_attention import attend_in_blocks
 from shared.models.vocabulary import shared_vocabulary
 from shared.types import Encoded, Group, ImagePart, Message, Response, Role, Sample, TextPart
 from vlm_builders import FAMILIES, llava, picture, template, token_id
@@ -106,6 +109,28 @@ def test_rows_are_those_of_one_plain_forward_alone(opened: Opened) -> None:
         ours = head_of(model, None).logits(hidden_rows(model, encoded.inputs, encoded.rows_N))
         assert (ours - expected).abs().max() < 1e-4 * expected.abs().max(), layout
         adapter.check(groups, encoded)
+
+
+@torch.no_grad()
+def test_pairs_about_images_take_a_block_mask(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, adapter = opened
+    if "joint" not in layouts_of(model):
+        pytest.skip("reads pairs in two sequences")
+    encoded = adapter.encode(pairs(samples_of(model)), layout="joint")
+    expected = hidden_rows(model, encoded.inputs, encoded.rows_N)
+    decoder = model.config.get_text_config(decoder=True)
+    monkeypatch.setattr(decoder, "_attn_implementation_internal", decoder._attn_implementation)  # put back
+    attend_in_blocks(model)
+    seen = []
+    monkeypatch.setattr(
+        pair_attention,
+        "flex_attention_forward",
+        lambda *inputs, **options: seen.append(1) or flex_attention_forward(*inputs, **options),
+    )
+    with torch.compiler.set_stance("force_eager"):  # by flex attention's formulas, not its kernels
+        flex = hidden_rows(model, encoded.inputs, encoded.rows_N)
+    assert len(seen) == decoder.num_hidden_layers  # of the decoder alone, not of the tower
+    assert (flex - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
 @torch.no_grad()

@@ -43,24 +43,16 @@ def test_a_joint_sequence_holds_the_prompt_once_and_restarts_positions_behind_it
     assert encoded.response_N.tolist() == [0, 0, 1, 1, 1, 2, 2, 2, 3]
 
 
-def test_a_token_sees_the_prompt_and_its_own_response_and_nothing_ahead():
-    mask = laid_out().inputs["attention_mask"]
-    assert mask.shape == (2, 1, 8, 8) and mask.dtype == torch.bool
-    seen = [row.nonzero().flatten().tolist() for row in mask[0, 0]]
-    assert seen == [
-        [0], [0, 1], [0, 1, 2],
-        [0, 1, 2, 3], [0, 1, 2, 3, 4],
-        [0, 1, 2, 5], [0, 1, 2, 5, 6], [0, 1, 2, 5, 6, 7],
-    ]  # fmt: skip
-    assert not mask[1, 0, :5, 5:].any()  # nobody sees padding
-    assert mask.any(-1).all()  # and padding sees something: attention over nothing is NaN
+def test_a_joint_sequence_says_whose_each_token_is():
+    encoded = laid_out()
+    assert encoded.inputs["segment_ids"].tolist() == [[0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 1, 1, 2, -1, -1, -1]]
+    assert "attention_mask" not in encoded.inputs
 
 
 def test_several_responses_share_one_prompt():
     encoded = laid_out(prompts=[[1, 2]], responses=[[[3], [4, 5], [6]]])
     assert encoded.inputs["position_ids"].tolist() == [[0, 1, 2, 2, 3, 2]]
-    mask_TT = encoded.inputs["attention_mask"][0, 0]
-    assert mask_TT[5].tolist() == [True, True, False, False, False, True]
+    assert encoded.inputs["segment_ids"].tolist() == [[0, 0, 1, 2, 2, 3]]
 
 
 @pytest.mark.parametrize("layout", ["joint", "separate"])

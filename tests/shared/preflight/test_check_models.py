@@ -83,10 +83,10 @@ def test_a_mask_that_shows_a_response_the_other_one_is_found():
     class Leaky(TextAdapter):
         def encode(self, groups, *, layout="separate"):
             encoded = super().encode(groups, layout=layout)
-            mask = encoded.inputs["attention_mask"]
-            if mask.ndim == 4:
-                mask = torch.ones_like(mask).tril()
-            return encoded._replace(inputs={**encoded.inputs, "attention_mask": mask})
+            if "segment_ids" not in encoded.inputs:
+                return encoded
+            one = encoded.inputs["segment_ids"].clamp(max=1)
+            return encoded._replace(inputs={**encoded.inputs, "segment_ids": one})
 
     sample = Sample("a", (Message("user", (TextPart("some words to read"),)),))
     groups = [made_up_group(sample, adapter, 12), made_up_group(sample, adapter, 4)]

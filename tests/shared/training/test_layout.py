@@ -70,7 +70,7 @@ def test_the_joint_layout_is_what_auto_takes_and_computes_the_prompt_once(folder
         )
         pad = tiny_tokenizer().pad_token_id
         assert int((encoded.inputs["input_ids"] != pad).sum()) == used
-        assert encoded.inputs["attention_mask"].ndim == 4
+        assert int((encoded.inputs["segment_ids"] >= 0).sum()) == used
 
 
 def test_teacher_and_student_need_not_agree(folder, separate, monkeypatch):
@@ -105,22 +105,30 @@ def test_bfloat16_gradients_differ_by_its_rounding_only(folder, fresh_accelerato
     assert_same(apart, joint, bound=0.1)
 
 
-def test_objectives_on_one_response_have_no_4d_mask_and_no_layout_to_ask_for(folder):
+def test_objectives_on_one_response_have_no_segments_and_no_layout_to_ask_for(folder):
     run = tiny_run(folder, "objective.name=kd", f"output={folder}/kd")
     run.execute("generate")
     trainee = run.session.trainee
-    assert _prepare(trainee, run._sample(1)).student.inputs["attention_mask"].ndim == 2
+    assert _prepare(trainee, run._sample(1)).student.inputs.keys() == {
+        "input_ids",
+        "attention_mask",
+        "position_ids",
+    }
     with pytest.raises(UserError, match="pair_layout"):
         tiny_config(folder, "objective.name=kd", JOINT)
 
 
-def test_held_out_measurements_have_no_4d_mask_and_do_not_depend_on_the_layout(folder):
+def test_held_out_measurements_have_no_segments_and_do_not_depend_on_the_layout(folder):
     values = []
     for layout in (JOINT, SEPARATE):
         run = tiny_run(folder, layout, f"output={folder}/kl-{len(values)}")
         run.execute("generate")
         trainee = run.session.trainee
-        assert _prepare(trainee, run.heldout_groups).student.inputs["attention_mask"].ndim == 2
+        assert _prepare(trainee, run.heldout_groups).student.inputs.keys() == {
+            "input_ids",
+            "attention_mask",
+            "position_ids",
+        }
         values.append(heldout_nats(trainee, run.heldout_groups))
     assert values[0] == values[1]
 
@@ -212,3 +220,40 @@ def test_auto_keeps_pairs_apart_where_sharing_costs_more(folder, monkeypatch):
         chosen.append(run.session.trainee.layouts)
     assert [layouts.student for layouts in chosen] == ["separate", "joint"]
     assert "costs" in chosen[0].notes[0] and not chosen[1].notes
+
+
+def test_flex_attention_is_refused_on_a_cpu_before_anything_is_loaded(folder, monkeypatch):
+    import shared.session
+
+    monkeypatch.setattr(shared.session, "open_models", None)
+    run = tiny_run(folder, "training.pair_attention=flex", f"output={folder}/on-a-cpu")
+    with pytest.raises(UserError, match=r"pair_attention: flex needs a CUDA device.*dense"):
+        run.execute("generate")
+
+
+@pytest.fixture
+def flex_on_a_cpu(monkeypatch):
+    """Flex attention by its own formulas, which a CPU can differentiate, with heads of any width."""
+    from torch.nn.attention import flex_attention
+
+    import shared.models.pair_attention
+    import shared.session
+
+    monkeypatch.setattr(shared.session, "require_gpu", lambda _: None)
+    monkeypatch.setattr(shared.models.pair_attention, "LEAST_HEAD_WIDTH", 1)
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def test_flex_attention_trains_with_the_same_gradients(folder, separate, flex_on_a_cpu):
+    settings = (*ONE_STEP, JOINT, "training.pair_attention=flex")
+    assert_same(separate, first_gradients(folder, *settings, f"output={folder}/flex"))
+
+
+def test_a_model_that_has_no_flex_attention_is_named(folder, flex_on_a_cpu, monkeypatch):
+    import shared.models.pair_attention
+
+    monkeypatch.setattr(shared.models.pair_attention, "LEAST_HEAD_WIDTH", 16)
+    with pytest.raises(UserError, match=r"flex is not possible with the student \(llama\): .* 8 wide.*dense"):
+        tiny_run(folder, "training.pair_attention=flex", f"output={folder}/narrow").execute("generate")
